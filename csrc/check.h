@@ -1,0 +1,74 @@
+// Argument validation: every message gives the operator, the argument, what was expected and what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace ga_scope {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+template <class Values>
+std::string list_text(const Values& values) {
+  std::ostringstream stream;
+  stream << '[';
+  for (size_t i = 0; i < static_cast<size_t>(values.size()); ++i) {
+    stream << (i ? ", " : "") << values[i];
+  }
+  stream << ']';
+  return stream.str();
+}
+
+// Raises RuntimeError in Python: "op: argument: expected ..., got ...".
+template <class Expected, class Got>
+void check(bool ok, const char* op, const char* argument, const Expected& expected, const Got& got) {
+  if (!ok) {
+    throw std::runtime_error(text(op, ": ", argument, ": expected ", expected, ", got ", got));
+  }
+}
+
+inline std::string shape_text(const Tensor& tensor) { return list_text(tensor.sizes()); }
+
+inline void check_shape(const char* op, const char* argument, const Tensor& tensor,
+                        std::initializer_list<int64_t> shape) {
+  const auto sizes = tensor.sizes();
+  bool same = sizes.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape.begin()[i];
+  if (!same) {
+    const std::string expected = text("shape ", list_text(std::vector<int64_t>(shape)));
+    check(false, op, argument, expected, shape_text(tensor));
+  }
+}
+
+inline void check_dim(const char* op, const char* argument, const Tensor& tensor, int64_t dim) {
+  if (tensor.dim() != dim) {
+    check(false, op, argument, text("a ", dim, "-D tensor"), text("shape ", shape_text(tensor)));
+  }
+}
+
+inline void check_dtype(const char* op, const char* argument, const Tensor& tensor, ScalarType dtype) {
+  if (tensor.scalar_type() != dtype) {
+    check(false, op, argument, text("dtype ", torch::headeronly::toString(dtype)),
+          torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+inline void check_same_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
+  const bool same = tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index();
+  if (!same) check(false, op, argument, "the device of input", "another device");
+}
+
+}  // namespace ga_scope

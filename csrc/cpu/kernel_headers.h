@@ -1,0 +1,14 @@
+// What kernels.inl needs from outside, included before a target region opens.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../bilinear.h"
+#include "convolution_pass.h"
+#include "instruction_sets.h"

@@ -1,0 +1,83 @@
+// location_targets on the CPU: paints the centre and ignore regions of every box (Guided Anchoring, 3.4).
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "../center_region.h"
+#include "boxes.h"
+#include "parallel.h"
+
+namespace ga_scope::cpu {
+namespace {
+
+template <class Real>
+void paint(const std::vector<LevelShape>& levels, const std::vector<double>& strides, const Box<Real>* boxes,
+           int64_t count, double center_ratio, double ignore_ratio, int8_t* labels) {
+  const int num_levels = static_cast<int>(levels.size());
+  const auto fill = [&](int level, const Box<Real>& box, double ratio, int8_t label, bool keep_one) {
+    const LevelShape& shape = levels[level];
+    const double stride = strides[level], cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
+    const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
+    CellRange columns = cells_inside(cx - half_w, cx + half_w, stride, shape.width);
+    CellRange rows = cells_inside(cy - half_h, cy + half_h, stride, shape.height);
+    const auto at_least_one = [&](CellRange& range, double centre, int64_t cells) {
+      if (range.first < range.last) return;
+      range.first = std::min(clamp_cell(centre / stride, cells), cells - 1);
+      range.last = range.first + 1;
+    };
+    if (keep_one) at_least_one(columns, cx, shape.width), at_least_one(rows, cy, shape.height);
+    for (int64_t y = rows.first; y < rows.last; ++y) {
+      int8_t* row = labels + shape.first + y * shape.width;
+      std::fill(row + std::min(columns.first, columns.last), row + columns.last, label);
+    }
+  };
+  // All ignore regions before any centre region: CR suppresses IR suppresses OR, in whatever order boxes come.
+  for (const bool centres : {false, true}) {
+    for (int64_t g = 0; g < count; ++g) {
+      const Box<Real>& box = boxes[g];
+      if (!box.valid()) continue;
+      const int level = level_of_box(double(box.x2) - box.x1, double(box.y2) - box.y1, strides[0], num_levels);
+      if (centres) {
+        fill(level, box, center_ratio, 1, true);
+        continue;
+      }
+      fill(level, box, ignore_ratio, -1, false);
+      for (int adjacent : {level - 1, level + 1}) {
+        if (adjacent >= 0 && adjacent < num_levels) fill(adjacent, box, ignore_ratio, -1, false);
+      }
+    }
+  }
+}
+
+Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vector<int64_t> heights,
+                        std::vector<int64_t> widths, std::vector<double> strides, double center_ratio,
+                        double ignore_ratio) {
+  const char* op = "location_targets";
+  check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
+  const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
+  check(center_ratio >= 0 && center_ratio <= ignore_ratio && ignore_ratio <= 1e6, op, "center_ratio",
+        "0 <= center_ratio <= ignore_ratio", text(center_ratio, ", ", ignore_ratio));
+  const int64_t locations = locations_of(levels);
+  const int64_t images = static_cast<int64_t>(gt_counts.size());
+  Tensor labels = torch::stable::new_zeros(gt_boxes, {images * locations}, ScalarType::Char);
+  int8_t* data = static_cast<int8_t*>(labels.data_ptr());
+  const auto starts = starts_of(gt_counts);
+  const auto run = [&]<class Real>(Real) {
+    const auto boxes = read_boxes<Real>(gt_boxes);
+    parallel(images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        paint(levels, strides, boxes.data() + starts[n], gt_counts[n], center_ratio, ignore_ratio,
+              data + n * locations);
+      }
+    });
+  };
+  gt_boxes.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  return labels;
+}
+
+}  // namespace
+}  // namespace ga_scope::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(ga_scope, CPU, m) { m.impl("location_targets", TORCH_BOX(&ga_scope::cpu::location_targets)); }

@@ -1,0 +1,36 @@
+// Operator schemas. Kernels register themselves per device (cpu/, cuda/); fake kernels, autograd and
+// autocast are registered in Python (ga_scope/ops).
+//
+// A list of maps is a pyramid: one call, and one parallel region, for all of its levels. Location indices
+// are defined in location.h.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
+  // locations given: offset and mask hold one (L, columns) tensor, and so does the result.
+  // Otherwise: one dense map per level. offset_weight: offsets are offset @ offset_weight^T.
+  m.def(
+      "deform_conv2d(Tensor[] input, Tensor[] offset, Tensor weight, Tensor? bias, Tensor[] mask, "
+      "Tensor? offset_weight, Tensor? locations, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int offset_groups) -> Tensor[]");
+  m.def(
+      "deform_conv2d_backward(Tensor[] grad_output, Tensor[] input, Tensor[] offset, Tensor weight, Tensor[] mask, "
+      "Tensor? offset_weight, Tensor? locations, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int offset_groups, bool want_input, bool want_weight) -> (Tensor[], Tensor[], Tensor, Tensor[], Tensor)");
+  m.def(
+      "masked_conv2d(Tensor[] input, Tensor weight, Tensor? bias, Tensor locations, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_backward(Tensor grad_output, Tensor[] input, Tensor weight, Tensor locations, int[] stride, "
+      "int[] padding, int[] dilation, int groups, bool want_input, bool want_weight) -> (Tensor[], Tensor)");
+  // Boxes of all images in one (G, 4) tensor, gt_counts of them per image; level l is heights[l] x widths[l].
+  // Per anchor: best IoU and its box; per box: best IoU and its anchor.
+  m.def(
+      "viou_match(Tensor gt_boxes, SymInt[] gt_counts, SymInt[] heights, SymInt[] widths, float[] strides, "
+      "Tensor? shapes, Tensor? size_range, float cell_offset, float min_iou) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "iou_match(Tensor boxes, SymInt[] counts, Tensor gt_boxes, SymInt[] gt_counts) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "location_targets(Tensor gt_boxes, SymInt[] gt_counts, SymInt[] heights, SymInt[] widths, float[] strides, "
+      "float center_ratio, float ignore_ratio) -> Tensor");
+}

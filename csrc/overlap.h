@@ -1,0 +1,95 @@
+// Overlap of boxes (x1, y1, x2, y2), and vIoU: the best IoU that an anchor centred on a location can have
+// with a box when its width and height are free (Guided Anchoring, Eq. 5).
+#pragma once
+
+#include "host_device.h"
+
+namespace ga_scope {
+
+template <class Real>
+struct Box {
+  Real x1, y1, x2, y2;
+
+  GA_HOST_DEVICE Real width() const { return x2 - x1; }
+  GA_HOST_DEVICE Real height() const { return y2 - y1; }
+  GA_HOST_DEVICE Real area() const { return width() * height(); }
+  // False for NaN, too.
+  GA_HOST_DEVICE bool valid() const { return x2 > x1 && y2 > y1; }
+};
+
+template <class Real>
+GA_HOST_DEVICE Real smaller(Real a, Real b) {
+  return a < b ? a : b;
+}
+
+template <class Real>
+GA_HOST_DEVICE Real larger(Real a, Real b) {
+  return a > b ? a : b;
+}
+
+template <class Real>
+GA_HOST_DEVICE Real clamped(Real value, Real low, Real high) {
+  return smaller(larger(value, low), high);
+}
+
+// Overlap of a centred interval of the given size with the interval that reaches `before` to one side of
+// the centre and `after` to the other (signed: negative where the centre lies outside).
+template <class Real>
+GA_HOST_DEVICE Real centred_overlap(Real size, Real before, Real after) {
+  const Real half = size * Real(0.5);
+  return larger(smaller(half, before) + smaller(half, after), Real(0));
+}
+
+// 0 where nothing overlaps, so that empty shapes give 0 rather than 0 / 0.
+template <class Real>
+GA_HOST_DEVICE Real ratio_of_overlap(Real intersection, Real other_areas) {
+  return intersection > Real(0) ? intersection / (other_areas - intersection) : Real(0);
+}
+
+template <class Real>
+GA_HOST_DEVICE Real box_iou(const Box<Real>& a, const Box<Real>& b) {
+  const Real w = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), Real(0));
+  const Real h = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), Real(0));
+  return ratio_of_overlap(w * h, a.area() + b.area());
+}
+
+// The sizes between which the best one lies. For a fixed height, IoU as a function of the width rises up
+// to 2 min(before, after), where the anchor touches the nearer side; is monotone from there to
+// 2 max(before, after), where it touches the farther side; and falls beyond, where it only grows outside
+// the box. Its maximum over [low, high] is therefore at one of the two, clamped. The same holds for the
+// height, whatever the width, so the maximum over both is among 2 x 2 candidates.
+template <class Real>
+struct SizeCandidates {
+  Real near_size, far_size;
+  Real near_overlap, far_overlap;
+};
+
+template <class Real>
+GA_HOST_DEVICE SizeCandidates<Real> size_candidates(Real before, Real after, Real low, Real high) {
+  SizeCandidates<Real> c;
+  c.near_size = clamped(Real(2) * smaller(before, after), low, high);
+  c.far_size = clamped(Real(2) * larger(before, after), low, high);
+  c.near_overlap = centred_overlap(c.near_size, before, after);
+  c.far_overlap = centred_overlap(c.far_size, before, after);
+  return c;
+}
+
+template <class Real>
+GA_HOST_DEVICE Real best_of_candidates(const SizeCandidates<Real>& w, const SizeCandidates<Real>& h, Real box_area) {
+  Real best = ratio_of_overlap(w.near_overlap * h.near_overlap, w.near_size * h.near_size + box_area);
+  best = larger(best, ratio_of_overlap(w.near_overlap * h.far_overlap, w.near_size * h.far_size + box_area));
+  best = larger(best, ratio_of_overlap(w.far_overlap * h.near_overlap, w.far_size * h.near_size + box_area));
+  return larger(best, ratio_of_overlap(w.far_overlap * h.far_overlap, w.far_size * h.far_size + box_area));
+}
+
+// How far along an axis an anchor's centre can be from the centre of a box of this extent and still reach
+// `least` IoU. Dropping the other axis can only raise IoU: with i, u the 1-D intersection and union and
+// j <= min(h, H) the overlap of the heights, i j / (w h + W H - i j) <= i j / (w j + W j - i j) = i / u. In
+// one dimension, at distance d the best anchor touches the farther side and gives W / (W + 2 d) (touching
+// the nearer one gives 1 - 2 d / W, which is less). So d <= W (1 - least) / (2 least).
+template <class Real>
+GA_HOST_DEVICE Real reach(Real extent, Real least) {
+  return extent * (Real(1) - least) / (Real(2) * least);
+}
+
+}  // namespace ga_scope

@@ -1,0 +1,82 @@
+"""What the operators' Python sides share: argument forms, autocast, the refusal of double backward."""
+
+import torch
+from torch import Tensor
+
+DISPATCH_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+def pair(value, name):
+    """An int or a pair of ints as a list of two."""
+    values = [value, value] if isinstance(value, int) else list(value)
+    if len(values) != 2:
+        raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
+    return values
+
+
+def as_list(value, name):
+    """A tensor or a sequence of tensors as a list; and whether it was a single tensor."""
+    if isinstance(value, Tensor):
+        return [value], True
+    values = list(value)
+    for i, item in enumerate(values):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"{name}: expected a tensor or a list of tensors, got {type(item).__name__} at {i}")
+    return values, False
+
+
+def convolution_groups(channels, weight):
+    """``groups`` follows from the weight's shape (C_out, C_in / groups, kh, kw), as in torchvision."""
+    if weight.dim() != 4:
+        raise RuntimeError(f"weight: expected a 4-D tensor, got shape {list(weight.shape)}")
+    per_group = weight.shape[1]
+    if per_group == 0 or channels % per_group:
+        raise RuntimeError(f"weight: expected a second dimension that divides C_in = {channels}, got {per_group}")
+    return channels // per_group
+
+
+def output_size(size, weight, stride, padding, dilation):
+    """The output's (H, W) of a convolution over a map of the given (H, W)."""
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+
+
+def keep_memory_format(output, like):
+    """The output in the memory format of ``like``: channels_last if its channels are contiguous."""
+    channels_last = like.shape[1] > 1 and like.stride(1) == 1
+    return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def cast(tensor, dtype):
+    """Casts as autocast does: float64 and integers are left alone."""
+    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(dtype)
+
+
+def register_autocast(library, name, cast_arguments):
+    """Under autocast, ``cast_arguments(dtype, *args)`` gives the arguments to call the operator with."""
+    operator = getattr(torch.ops.ga_scope, name)
+
+    def make(device, key):
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def run(*args):
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return operator(*cast_arguments(torch.get_autocast_dtype(device), *args))
+
+        return run
+
+    for device, key in DISPATCH_KEYS.items():
+        library.impl(name, make(device, key), key)
+
+
+def refuse_double_backward(name):
+    """Differentiating an operator's backward is an error, not a silent zero."""
+
+    def backward(ctx, *grads):
+        raise RuntimeError(f"ga_scope::{name}: double backward is not supported")
+
+    torch.library.register_autograd(f"ga_scope::{name}_backward", backward)

@@ -1,0 +1,236 @@
+"""Deformable convolution, dense or at listed locations only."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import _arguments
+
+# Shapes: N images, C_in / C_out channels, L locations, G offset groups, K = kh * kw taps,
+# R columns of offset (2 * G * K without offset_weight).
+
+
+def deform_conv2d(
+    input,
+    offset,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    mask=None,
+    locations=None,
+    offset_weight=None,
+):
+    """Deformable convolution v1, or v2 with ``mask`` (Dai et al. 2017, Zhu et al. 2019).
+
+    The arguments up to ``mask`` are those of :func:`torchvision.ops.deform_conv2d`, with the same order
+    and layout: channel ``2 * (g * K + k)`` of ``offset`` moves tap ``k`` of offset group ``g`` in y, the
+    next one in x, in pixels of the input. A sample outside ``(-1, H) x (-1, W)``, or whose position is
+    NaN or infinite, is 0.
+
+    Args:
+        input: ``(N, C_in, H, W)``, or the list of a pyramid's maps.
+        offset: ``(N, R, H_out, W_out)``, or the list per level. With ``locations``: ``(L, R)``.
+            May stay float32 where ``input`` is bfloat16 or float16.
+        weight: ``(C_out, C_in / groups, kh, kw)``, shared by all levels.
+        bias: ``(C_out,)`` or None.
+        stride, padding, dilation: int or (y, x).
+        mask: modulation ``(N, G * K, H_out, W_out)`` per level, or ``(L, G * K)``; or None.
+        locations: ``(L,)`` int64, indices into the output positions (see :mod:`ga_scope.ops`), in any
+            order, repeats allowed. Only these are computed.
+        offset_weight: ``(2 * G * K, R)``. The offsets are then ``offset @ offset_weight.T`` at each
+            location, made on the fly: for Guided Anchoring (section 3.3) R = 2 and ``offset`` is (dw, dh).
+
+    Returns:
+        With ``locations`` a tensor ``(L, C_out)``; otherwise ``(N, C_out, H_out, W_out)``, or the list of
+        them per level, in the input's memory format.
+
+    Raises:
+        RuntimeError: naming the argument, what was expected and what came.
+    """
+    inputs, single = _arguments.as_list(input, "input")
+    offsets, _ = _arguments.as_list(offset, "offset")
+    masks = [] if mask is None else _arguments.as_list(mask, "mask")[0]
+    if not inputs or inputs[0].dim() != 4:
+        got = list(inputs[0].shape) if inputs else "none"
+        raise RuntimeError(f"deform_conv2d: input: expected maps of shape [N, C, H, W], got {got}")
+    groups = _arguments.convolution_groups(inputs[0].shape[1], weight)
+    outputs = torch.ops.ga_scope.deform_conv2d(
+        inputs,
+        offsets,
+        weight,
+        bias,
+        masks,
+        offset_weight,
+        locations,
+        _arguments.pair(stride, "stride"),
+        _arguments.pair(padding, "padding"),
+        _arguments.pair(dilation, "dilation"),
+        groups,
+        _offset_groups(offsets, weight, offset_weight),
+    )
+    return outputs[0] if single or locations is not None else outputs
+
+
+def _offset_groups(offsets, weight, offset_weight):
+    if not offsets and offset_weight is None:
+        raise RuntimeError("deform_conv2d: offset: expected at least one tensor, got none")
+    columns = offsets[0].shape[1] if offset_weight is None else offset_weight.shape[0]
+    per_group = 2 * weight.shape[2] * weight.shape[3]
+    if columns == 0 or columns % per_group:
+        name = "offset" if offset_weight is None else "offset_weight"
+        raise RuntimeError(
+            f"deform_conv2d: {name}: expected a multiple of 2 * kh * kw = {per_group} offsets per location, "
+            f"got {columns}"
+        )
+    return columns // per_group
+
+
+def _shapes(input, weight, locations, stride, padding, dilation):
+    if locations is not None:
+        return [(locations.shape[0], weight.shape[0])]
+    return [
+        (map.shape[0], weight.shape[0], *_arguments.output_size(map.shape[2:], weight, stride, padding, dilation))
+        for map in input
+    ]
+
+
+@torch.library.register_fake("ga_scope::deform_conv2d")
+def _(input, offset, weight, bias, mask, offset_weight, locations, stride, padding, dilation, groups, offset_groups):
+    shapes = _shapes(input, weight, locations, stride, padding, dilation)
+    outputs = [input[0].new_empty(shape) for shape in shapes]
+    if locations is not None:
+        return outputs
+    return [_arguments.keep_memory_format(output, map) for output, map in zip(outputs, input, strict=True)]
+
+
+@torch.library.register_fake("ga_scope::deform_conv2d_backward")
+def _(
+    grad_output,
+    input,
+    offset,
+    weight,
+    mask,
+    offset_weight,
+    locations,
+    stride,
+    padding,
+    dilation,
+    groups,
+    offset_groups,
+    want_input,
+    want_weight,
+):
+    return (
+        [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
+        [item.new_empty(item.shape) for item in offset],
+        weight.new_empty(weight.shape),
+        [item.new_empty(item.shape) for item in mask],
+        input[0].new_empty(0) if offset_weight is None else offset_weight.new_empty(offset_weight.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    input, offset, weight, _, mask, offset_weight, locations, *settings = inputs
+    ctx.save_for_backward(*input, *offset, *mask, weight, offset_weight, locations)
+    ctx.counts = len(input), len(offset), len(mask)
+    ctx.settings = settings
+
+
+def _backward(ctx, grad_output):
+    inputs, offsets, masks = ctx.counts
+    saved = list(ctx.saved_tensors)
+    input, saved = saved[:inputs], saved[inputs:]
+    offset, saved = saved[:offsets], saved[offsets:]
+    mask, (weight, offset_weight, locations) = saved[:masks], saved[masks:]
+    needs = ctx.needs_input_grad
+    grad_input, grad_offset, grad_weight, grad_mask, grad_offset_weight = torch.ops.ga_scope.deform_conv2d_backward(
+        grad_output, input, offset, weight, mask, offset_weight, locations, *ctx.settings, any(needs[0]), needs[2]
+    )
+    grad_bias = None
+    if needs[3]:
+        # Sparse gradients are rows, dense ones (N, C_out, H, W) per level.
+        grad_bias = sum(grad.sum((0, 2, 3)) if grad.dim() == 4 else grad.sum(0) for grad in grad_output)
+    return (
+        [grad if need else None for grad, need in zip(grad_input, needs[0], strict=True)],
+        [grad if need else None for grad, need in zip(grad_offset, needs[1], strict=True)],
+        grad_weight if needs[2] else None,
+        grad_bias,
+        [grad if need else None for grad, need in zip(grad_mask, needs[4], strict=True)],
+        grad_offset_weight if needs[5] else None,
+        None,
+        *[None] * len(ctx.settings),
+    )
+
+
+torch.library.register_autograd("ga_scope::deform_conv2d", _backward, setup_context=_setup_context)
+_arguments.refuse_double_backward("deform_conv2d")
+
+
+def _cast_arguments(dtype, input, offset, weight, bias, mask, offset_weight, *rest):
+    # Positions keep float32: at bfloat16 an offset of 20 pixels would be off by up to 1/16 pixel.
+    return (
+        [_arguments.cast(map, dtype) for map in input],
+        [_arguments.cast(item, torch.float32) for item in offset],
+        _arguments.cast(weight, dtype),
+        _arguments.cast(bias, dtype),
+        [_arguments.cast(item, torch.float32) for item in mask],
+        _arguments.cast(offset_weight, torch.float32),
+        *rest,
+    )
+
+
+_library = torch.library.Library("ga_scope", "IMPL")
+_arguments.register_autocast(_library, "deform_conv2d", _cast_arguments)
+
+
+class DeformConv2d(nn.Module):
+    """:func:`deform_conv2d` with weights, initialised as :class:`torch.nn.Conv2d`.
+
+    ``forward(input, offset, mask=None, locations=None, offset_weight=None)``; the state dict is that of
+    :class:`torchvision.ops.DeformConv2d`.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups: expected a divisor of in_channels = {in_channels} and out_channels = {out_channels}, "
+                f"got {groups}"
+            )
+        self.stride = _arguments.pair(stride, "stride")
+        self.padding = _arguments.pair(padding, "padding")
+        self.dilation = _arguments.pair(dilation, "dilation")
+        kernel = _arguments.pair(kernel_size, "kernel_size")
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *kernel))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, input, offset, mask=None, locations=None, offset_weight=None) -> Tensor:
+        return deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+            locations,
+            offset_weight,
+        )
+
+    def extra_repr(self):
+        out_channels, per_group, *kernel = self.weight.shape
+        return (
+            f"{per_group} per group -> {out_channels}, kernel_size={tuple(kernel)}, stride={tuple(self.stride)}, "
+            f"padding={tuple(self.padding)}, dilation={tuple(self.dilation)}, bias={self.bias is not None}"
+        )

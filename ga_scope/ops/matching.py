@@ -1,0 +1,126 @@
+"""Matching of anchors and boxes by overlap, streamed: O(anchors + boxes) memory, never their product."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _arguments
+
+# Shapes: N images, A anchors (or locations) and G ground-truth boxes over all images. Boxes are
+# (x1, y1, x2, y2) in pixels, float32 or float64; one without area, or with a NaN, matches nothing.
+
+
+class Match(NamedTuple):
+    """The best box of every anchor and the best anchor of every box. -1 (and IoU 0) where there is none.
+
+    Ties go to the lower index. Indices run over the whole batch: ``index`` into the boxes of all images
+    one after the other, ``gt_index`` into all anchors.
+    """
+
+    iou: Tensor  # (A,)
+    index: Tensor  # (A,) int64
+    gt_iou: Tensor  # (G,)
+    gt_index: Tensor  # (G,) int64
+
+
+def viou_match(gt_boxes, level_sizes, strides, *, shapes=None, size_range=None, cell_offset=0.5, min_iou=0.0) -> Match:
+    """Which box an anchor of free width and height at each location can cover best (Eq. 5), and how well.
+
+    Args:
+        gt_boxes: ``(G, 4)``, or the list of them per image.
+        level_sizes: ``(H, W)`` of every level.
+        strides: of every level, in pixels. Location (y, x) stands for
+            ``((x + cell_offset) * stride, (y + cell_offset) * stride)``.
+        shapes: *sampled* mode: ``(levels, S, 2)`` widths and heights in pixels; the maximum of Eq. 5 runs
+            over them, as in the paper. Without it, *exact* mode: the maximum over all sizes.
+        size_range: exact mode only: ``(levels, 2)``, the least and greatest width and height of a level.
+        min_iou: below it a location counts as unmatched. Larger is faster: boxes out of reach are skipped.
+
+    Returns:
+        :class:`Match` over the ``N * P`` locations of the batch (see :mod:`ga_scope.ops`).
+    """
+    boxes, counts = _concatenate(gt_boxes, "gt_boxes")
+    heights, widths = _split_sizes(level_sizes)
+    return Match(
+        *torch.ops.ga_scope.viou_match(
+            boxes, counts, heights, widths, [float(s) for s in strides], shapes, size_range, cell_offset, min_iou
+        )
+    )
+
+
+def iou_match(boxes, gt_boxes) -> Match:
+    """The best ground truth of every box and the best box of every ground truth, per image.
+
+    Args:
+        boxes: ``(A, 4)``, or the list of them per image.
+        gt_boxes: ``(G, 4)``, or the list of them per image.
+    """
+    all_boxes, counts = _concatenate(boxes, "boxes")
+    all_gt, gt_counts = _concatenate(gt_boxes, "gt_boxes")
+    return Match(*torch.ops.ga_scope.iou_match(all_boxes, counts, all_gt, gt_counts))
+
+
+def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5) -> Tensor:
+    """Where anchors should be (section 3.4): 1 in centre regions, -1 in ignore regions, 0 outside.
+
+    A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (8 strides[0])) + 1/2)``,
+    clamped. There the cells whose centres ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by
+    ``center_ratio`` about its centre are positive, at least the cell of the centre itself; those in the box
+    scaled by ``ignore_ratio`` are ignored, there and on the adjacent levels. Positive wins over ignored,
+    ignored over negative, whatever the order of the boxes.
+
+    Args:
+        gt_boxes: ``(G, 4)``, or the list of them per image.
+        level_sizes: ``(H, W)`` of every level.
+        strides: of every level, in pixels.
+
+    Returns:
+        ``(N * P,)`` int8 over the locations of the batch (see :mod:`ga_scope.ops`).
+    """
+    boxes, counts = _concatenate(gt_boxes, "gt_boxes")
+    heights, widths = _split_sizes(level_sizes)
+    return torch.ops.ga_scope.location_targets(
+        boxes, counts, heights, widths, [float(s) for s in strides], center_ratio, ignore_ratio
+    )
+
+
+def _concatenate(boxes, name):
+    items, _ = _arguments.as_list(boxes, name)
+    if not items:
+        raise ValueError(f"{name}: expected at least one image, got an empty list")
+    for item in items:
+        if item.dim() != 2 or item.shape[1] != 4:
+            raise ValueError(f"{name}: expected tensors of shape (G, 4), got {tuple(item.shape)}")
+    return torch.cat(items).detach(), [item.shape[0] for item in items]
+
+
+def _split_sizes(level_sizes):
+    return [size[0] for size in level_sizes], [size[1] for size in level_sizes]
+
+
+def _fake_match(boxes, anchors):
+    count = boxes.shape[0]
+    return (
+        boxes.new_empty(anchors),
+        boxes.new_empty(anchors, dtype=torch.int64),
+        boxes.new_empty(count),
+        boxes.new_empty(count, dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("ga_scope::viou_match")
+def _(gt_boxes, gt_counts, heights, widths, strides, shapes, size_range, cell_offset, min_iou):
+    locations = sum(h * w for h, w in zip(heights, widths, strict=True))
+    return _fake_match(gt_boxes, len(gt_counts) * locations)
+
+
+@torch.library.register_fake("ga_scope::iou_match")
+def _(boxes, counts, gt_boxes, gt_counts):
+    return _fake_match(gt_boxes, boxes.shape[0])
+
+
+@torch.library.register_fake("ga_scope::location_targets")
+def _(gt_boxes, gt_counts, heights, widths, strides, center_ratio, ignore_ratio):
+    locations = sum(h * w for h, w in zip(heights, widths, strict=True))
+    return gt_boxes.new_empty(len(gt_counts) * locations, dtype=torch.int8)

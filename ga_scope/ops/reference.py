@@ -1,0 +1,169 @@
+"""The operators' definitions in plain PyTorch: for reading, for tests, for documentation. Never called by them.
+
+They share no code with the operators, are differentiable by autograd where that makes sense, and build
+every matrix in full.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def _output_sizes(maps, kernel, stride, padding, dilation):
+    axes = list(zip(padding, dilation, kernel, stride))
+    return [tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, (p, d, k, s) in zip(m.shape[2:], axes)) for m in maps]
+
+
+def decode_locations(locations, sizes):
+    """Flat location indices as (level, image, y, x), for levels of the given (H, W)."""
+    per_image = sum(h * w for h, w in sizes)
+    found = []
+    for index in locations.tolist():
+        image, rest = divmod(index, per_image)
+        level = 0
+        while rest >= math.prod(sizes[level]):
+            rest -= math.prod(sizes[level])
+            level += 1
+        found.append((level, image, *divmod(rest, sizes[level][1])))
+    return found
+
+
+def _bilinear(map, y, x):
+    """``map`` (C, H, W) at real positions of any shape: (C, ...), 0 outside (-1, H) x (-1, W)."""
+    _, height, width = map.shape
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    y, x = torch.where(inside, y, 0.0), torch.where(inside, x, 0.0)
+    top, left = y.detach().floor(), x.detach().floor()
+    total = 0
+    for dy in (0, 1):
+        for dx in (0, 1):
+            row, column = (top + dy).long(), (left + dx).long()
+            on_map = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            weight = (1 - (y - top - dy).abs()) * (1 - (x - left - dx).abs())
+            pixel = map[:, row.clamp(0, height - 1), column.clamp(0, width - 1)]
+            total = total + torch.where(on_map, weight * pixel, 0.0)
+    return total
+
+
+def deform_conv2d(
+    maps, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None, locations=None
+):
+    """Deformable convolution of a pyramid at listed locations, one location and tap at a time.
+
+    out(p) = sum over taps k of weight(k) * mask(k) * input(p * stride - padding + k * dilation + offset(k))
+    (Dai et al. 2017, Eq. 2; Zhu et al. 2019, Eq. 1). ``maps`` is a list; ``offset`` (L, 2 * G * K) and
+    ``mask`` (L, G * K) hold rows; ``locations=None`` lists every location. Returns (L, C_out).
+    """
+    channels_out, per_group, kh, kw = weight.shape
+    sizes = _output_sizes(maps, (kh, kw), stride, padding, dilation)
+    if locations is None:
+        locations = torch.arange(maps[0].shape[0] * sum(h * w for h, w in sizes))
+    taps = kh * kw
+    offset_groups = offset.shape[1] // (2 * taps)
+    channels = maps[0].shape[1]
+    groups = channels // per_group
+    grid = torch.tensor([(i * dilation[0], j * dilation[1]) for i in range(kh) for j in range(kw)]).to(offset)
+    rows = []
+    for r, (level, image, y, x) in enumerate(decode_locations(locations, sizes)):
+        corner = torch.tensor([y * stride[0] - padding[0], x * stride[1] - padding[1]]).to(offset)
+        samples = []
+        for g, part in enumerate(maps[level][image].chunk(offset_groups)):
+            position = corner + grid + offset[r].view(offset_groups, taps, 2)[g]
+            value = _bilinear(part, position[:, 0], position[:, 1])
+            samples.append(value if mask is None else value * mask[r].view(offset_groups, taps)[g])
+        column = torch.cat(samples).view(groups, per_group * taps)
+        kernel = weight.view(groups, channels_out // groups, per_group * taps)
+        rows.append(torch.einsum("gop,gp->go", kernel, column).flatten())
+    out = torch.stack(rows) if rows else maps[0].new_zeros(0, channels_out)
+    return out if bias is None else out + bias
+
+
+def masked_conv2d(maps, weight, bias, locations, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """The dense convolution, then the rows at the locations: (L, C_out)."""
+    dense = [F.conv2d(m, weight, bias, stride, padding, dilation, groups) for m in maps]
+    rows = torch.cat([d.permute(0, 2, 3, 1).flatten(1, 2) for d in dense], 1).flatten(0, 1)
+    return rows[locations]
+
+
+def box_iou(a, b):
+    """IoU of every box of ``a`` (A, 4) with every box of ``b`` (B, 4): (A, B). 0 for boxes without area."""
+    corner = torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])
+    intersection = corner.clamp(min=0).prod(2)
+    areas = [(c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b)]
+    valid = [(c[:, 2] > c[:, 0]) & (c[:, 3] > c[:, 1]) for c in (a, b)]
+    iou = intersection / (areas[0][:, None] + areas[1][None, :] - intersection)
+    return torch.where(valid[0][:, None] & valid[1][None, :] & (intersection > 0), iou, 0.0)
+
+
+def best_of_matrix(overlap, min_iou=0.0):
+    """``overlap`` (A, G) -> iou and index per row and per column; ties to the lower index, none: 0 and -1."""
+
+    def best(matrix):
+        if matrix.shape[1] == 0:
+            return matrix.new_zeros(len(matrix)), torch.full((len(matrix),), -1)
+        iou = matrix.max(1).values
+        index = (matrix == iou[:, None]).int().argmax(1)
+        none = (iou <= 0) | (iou < min_iou)
+        return iou.masked_fill(none, 0), index.masked_fill(none, -1)
+
+    return (*best(overlap), *best(overlap.T))
+
+
+def viou(centers, boxes, shapes):
+    """Eq. 5 by enumeration: the maximum over ``shapes`` (S, 2) of the IoU of an anchor of that shape at each
+    of ``centers`` (L, 2) with each box: (L, G)."""
+    best = centers.new_zeros(len(centers), len(boxes))
+    for shape in shapes:
+        anchors = torch.cat([centers - shape / 2, centers + shape / 2], 1)
+        best = torch.maximum(best, box_iou(anchors, boxes))
+    return best
+
+
+def level_centers(size, stride, cell_offset=0.5):
+    """Image positions (x, y) of a level's locations in index order: (H * W, 2)."""
+    height, width = size
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return (torch.stack([x, y], 2).flatten(0, 1) + cell_offset) * stride
+
+
+def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5):
+    """Section 3.4, cell by cell, for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
+    levels = [[[0] * w for _ in range(h)] for h, w in level_sizes]
+
+    def inside(box, ratio, cell_x, cell_y, stride):
+        x1, y1, x2, y2 = box
+        px, py = (cell_x + 0.5) * stride, (cell_y + 0.5) * stride
+        cx, cy, half_w, half_h = (x1 + x2) / 2, (y1 + y2) / 2, ratio * (x2 - x1) / 2, ratio * (y2 - y1) / 2
+        return cx - half_w <= px <= cx + half_w and cy - half_h <= py <= cy + half_h
+
+    boxes = [box for box in boxes.double().tolist() if box[2] > box[0] and box[3] > box[1]]
+    home = [
+        min(max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (8 * strides[0])) + 0.5), 0), len(levels) - 1)
+        for x1, y1, x2, y2 in boxes
+    ]
+    for level, (height, width) in enumerate(level_sizes):
+        stride = strides[level]
+        for i in range(height):
+            for j in range(width):
+                for box, at in zip(boxes, home, strict=True):
+                    if abs(at - level) <= 1 and inside(box, ignore_ratio, j, i, stride) and levels[level][i][j] == 0:
+                        levels[level][i][j] = -1
+                    if at == level and inside(box, center_ratio, j, i, stride):
+                        levels[level][i][j] = 1
+        for box, at in zip(boxes, home, strict=True):
+            # A box too small for any cell centre keeps the cell of its own centre, per axis.
+            if at != level:
+                continue
+            rows = [i for i in range(height) if _between(box[1], box[3], center_ratio, i, stride)]
+            columns = [j for j in range(width) if _between(box[0], box[2], center_ratio, j, stride)]
+            rows = rows or [min(max(int((box[1] + box[3]) / 2 // stride), 0), height - 1)]
+            columns = columns or [min(max(int((box[0] + box[2]) / 2 // stride), 0), width - 1)]
+            for i in rows:
+                for j in columns:
+                    levels[level][i][j] = 1
+    return torch.tensor([label for level in levels for row in level for label in row], dtype=torch.int8)
+
+
+def _between(low, high, ratio, cell, stride):
+    return abs((cell + 0.5) * stride - (low + high) / 2) <= ratio * (high - low) / 2

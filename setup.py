@@ -1,0 +1,113 @@
+"""Builds the operators of ``csrc/`` into one library inside the package.
+
+The library uses LibTorch's stable ABI: built with one torch, it runs with every torch from
+``TORCH_TARGET`` on. The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA kernels:
+``auto`` (default: when a toolkit is found and torch was built with CUDA), ``0`` or ``1`` (an error if
+impossible). ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as for any torch extension.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).resolve().parent
+TORCH_TARGET = "2.10"
+TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0a;9.0+PTX"
+
+
+def find_cuda_toolkit():
+    """The toolkit's root, or None. ``nvcc`` on PATH may be a wrapper: only nvcc itself knows its TOP."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        root = os.environ.get(variable)
+        if root and (Path(root) / "bin" / "nvcc").exists():
+            return Path(root)
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    probe = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.+)$", probe.stdout + probe.stderr, re.MULTILINE)
+    return Path(top.group(1)).resolve() if top else None
+
+
+def choose_cuda():
+    """The toolkit to build the CUDA kernels with, or None for a CPU library."""
+    wish = os.environ.get("GA_SCOPE_WITH_CUDA", "auto").lower()
+    if wish not in ("auto", "0", "1"):
+        sys.exit(f"GA_SCOPE_WITH_CUDA: expected auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None
+    toolkit = find_cuda_toolkit()
+    problem = None
+    if toolkit is None:
+        problem = "no CUDA toolkit: put nvcc on PATH, or type CUDA_HOME=/usr/local/cuda before the command"
+    elif torch.version.cuda is None:
+        problem = f"torch {torch.__version__} was built without CUDA: install a CUDA build of torch first"
+    if problem and wish == "1":
+        sys.exit(f"GA_SCOPE_WITH_CUDA=1, but {problem}")
+    return None if problem else toolkit
+
+
+CUDA_TOOLKIT = choose_cuda()
+if CUDA_TOOLKIT:
+    os.environ["CUDA_HOME"] = str(CUDA_TOOLKIT)  # before torch guesses one
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCH_LIST)
+
+from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
+
+
+def sources(*patterns):
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def operators_extension():
+    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
+    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    # Only what every torch build has: the same library then loads with and without CUDA.
+    return Extension(
+        "ga_scope._operators",
+        files,
+        include_dirs=include_paths("cpu"),
+        library_dirs=library_paths("cpu"),
+        libraries=["c10", "torch", "torch_cpu"],
+        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", TORCH_TARGET_FLAG]},
+        py_limited_api=True,
+        language="c++",
+    )
+
+
+class Build(BuildExtension):
+    """Builds, and leaves a record of what was built beside the library."""
+
+    def run(self):
+        super().run()
+        version = re.search(r'__version__ = "(.+)"', (ROOT / "ga_scope/__init__.py").read_text()).group(1)
+        record = {
+            "ga_scope": version,
+            "torch": torch.__version__,
+            "torch_target": TORCH_TARGET,
+            "cuda": torch.version.cuda if CUDA_TOOLKIT and sources("csrc/cuda/*.cu") else None,
+            "cuda_arch_list": os.environ.get("TORCH_CUDA_ARCH_LIST") if CUDA_TOOLKIT else None,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "compiler": subprocess.run(
+                [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
+            ).stdout.splitlines()[0],
+        }
+        package = ROOT / "ga_scope" if self.inplace else Path(self.build_lib) / "ga_scope"
+        (package / "_build_record.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+setup(
+    ext_modules=[operators_extension()],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

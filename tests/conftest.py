@@ -1,0 +1,32 @@
+"""Marks that skip with a reason where something is missing, and reproducible seeds.
+
+``pytest -ra`` (set in pyproject.toml) prints every skip with its reason; the last line counts them.
+"""
+
+import importlib.util
+import random
+import zlib
+
+import pytest
+import torch
+
+NEEDS = {
+    "detectron2": (importlib.util.find_spec("detectron2") is not None, "detectron2 is not installed"),
+    "gpu": (torch.cuda.is_available(), "no CUDA device"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark, (available, reason) in NEEDS.items():
+            if item.get_closest_marker(mark) and not available:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """Every test draws its own numbers, the same in every run."""
+    value = zlib.crc32(request.node.nodeid.encode())
+    random.seed(value)
+    torch.manual_seed(value)
+    return value

@@ -1,0 +1,249 @@
+"""viou_match, iou_match and location_targets against matrices and rasters that share no code with them."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from ga_scope.ops import iou_match, location_targets, reference, viou_match
+
+from .cases import random_boxes
+
+LEVELS = [[(9, 13), (5, 7), (3, 4)], [(6, 6)], [(12, 5), (6, 3)], [(1, 1), (1, 1)]]
+
+
+def random_scene(most_boxes=12):
+    sizes = random.choice(LEVELS)
+    strides = [8 * 2**level for level in range(len(sizes))]
+    image = (sizes[0][0] * 8, sizes[0][1] * 8)
+    boxes = [random_boxes(random.choice([0, 1, 3, most_boxes]), image) for _ in range(random.choice([1, 3]))]
+    return boxes, sizes, strides
+
+
+def shapes_of(strides, scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)), ratios=(0.5, 1.0, 2.0)):
+    sides = [[(8 * s * k / math.sqrt(r), 8 * s * k * math.sqrt(r)) for k in scales for r in ratios] for s in strides]
+    return torch.tensor(sides, dtype=torch.float64)
+
+
+def assert_match(match, overlaps, min_iou=0.0, tolerance=1e-12):
+    """``overlaps``: the full matrix of each image. Values must agree; indices where values do not tie."""
+    first_box = first_anchor = 0
+    for overlap in overlaps:
+        anchors, boxes = overlap.shape
+        iou, index, gt_iou, gt_index = reference.best_of_matrix(overlap, min_iou)
+        for ours, theirs, at, offset, matrix in (
+            (match.iou, iou, first_anchor, None, None),
+            (match.gt_iou, gt_iou, first_box, None, None),
+            (match.index, index, first_anchor, first_box, overlap),
+            (match.gt_index, gt_index, first_box, first_anchor, overlap.T),
+        ):
+            part = ours[at : at + len(theirs)]
+            if offset is None:
+                torch.testing.assert_close(part, theirs, rtol=tolerance, atol=tolerance)
+                continue
+            part = torch.where(part >= 0, part - offset, part)
+            differ = (part != theirs).nonzero().squeeze(1)
+            assert ((part >= 0) == (theirs >= 0)).all()
+            rows = matrix[differ]
+            ours_value = rows.gather(1, part[differ, None]) if len(differ) else rows[:, :0]
+            theirs_value = rows.gather(1, theirs[differ, None]) if len(differ) else rows[:, :0]
+            torch.testing.assert_close(ours_value, theirs_value, rtol=1e-12, atol=1e-12)
+        first_box, first_anchor = first_box + boxes, first_anchor + anchors
+
+
+def centers_of(sizes, strides, offset=0.5):
+    return torch.cat([reference.level_centers(size, s, offset) for size, s in zip(sizes, strides)]).double()
+
+
+def viou_matrix(boxes, sizes, strides, shapes, offset=0.5):
+    parts = [
+        reference.viou(reference.level_centers(size, s, offset).double(), boxes, level)
+        for size, s, level in zip(sizes, strides, shapes)
+    ]
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_viou_sampled_equals_the_matrix(block):
+    """100 cases each; boxes on the border, outside, tiny and huge; any floor."""
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        scales = random.choice([(1.0,), (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 0.8, 1, 1.5, 2)])
+        shapes = shapes_of(strides, scales)
+        min_iou, offset = random.choice([0.0, 0.3, 0.5]), random.choice([0.0, 0.5])
+        match = viou_match(boxes, sizes, strides, shapes=shapes, min_iou=min_iou, cell_offset=offset)
+        overlaps = [viou_matrix(b, sizes, strides, shapes, offset) for b in boxes]
+        if any((abs(o - min_iou) < 1e-12).any() for o in overlaps):
+            min_iou = 0.0  # a value exactly at the floor: rounding decides
+            match = viou_match(boxes, sizes, strides, shapes=shapes, cell_offset=offset)
+        assert_match(match, overlaps, min_iou)
+
+
+def test_viou_exact_is_never_below_a_grid_search():
+    """10,000 shapes per location: exact mode is at least as good everywhere, and not better than a finer search
+    around its own optimum allows."""
+    axis = torch.exp(torch.linspace(0, math.log(800), 100, dtype=torch.float64))
+    grid = torch.cartesian_prod(axis, axis)
+    for _ in range(12):
+        boxes, sizes, strides = random_scene(4)
+        boxes = boxes[:1]
+        match = viou_match(boxes, sizes, strides)
+        best = reference.viou(centers_of(sizes, strides), boxes[0], grid)
+        best = best.max(1).values if boxes[0].shape[0] else best.new_zeros(len(best))
+        assert (match.iou >= best - 1e-12).all()
+        # The grid's steps are 7 %: its best is within that of the truth in each direction.
+        within = (boxes[0][:, 2:] - boxes[0][:, :2]).max() < 300 if len(boxes[0]) else False
+        if within:
+            assert (match.iou <= best * 1.15 + 0.02).all()
+
+
+def test_viou_exact_is_attained():
+    """The four candidates of the proof, as anchors, reach the value that exact mode reports."""
+    for _ in range(50):
+        boxes, sizes, strides = random_scene()
+        boxes = [b for b in boxes if len(b)][:1]
+        if not boxes:
+            continue
+        match = viou_match(boxes, sizes, strides)
+        centers = centers_of(sizes, strides)
+        kept = match.index >= 0
+        box, center = boxes[0][match.index[kept]], centers[kept]
+        near, far = center - box[:, :2], box[:, 2:] - center
+        sides = torch.stack([2 * torch.minimum(near, far), 2 * torch.maximum(near, far)])
+        best = torch.zeros(len(box), dtype=torch.float64)
+        for w in sides[:, :, 0]:
+            for h in sides[:, :, 1]:
+                half = torch.stack([w, h], 1).clamp(min=0) / 2
+                anchors = torch.cat([center - half, center + half], 1)
+                corner = torch.minimum(anchors[:, 2:], box[:, 2:]) - torch.maximum(anchors[:, :2], box[:, :2])
+                inter = corner.clamp(min=0).prod(1)
+                areas = (anchors[:, 2:] - anchors[:, :2]).prod(1) + (box[:, 2:] - box[:, :2]).prod(1)
+                best = torch.maximum(best, inter / (areas - inter))
+        torch.testing.assert_close(match.iou[kept], best, rtol=1e-12, atol=1e-12)
+
+
+def test_viou_size_range():
+    """With a size range the maximum is over the shapes of that range (grid search, per level)."""
+    for _ in range(10):
+        boxes, sizes, strides = random_scene(4)
+        ranges = torch.tensor([[0.7 * 8 * s, 2.3 * 8 * s] for s in strides], dtype=torch.float64)
+        min_iou = random.choice([0.0, 0.3])
+        match = viou_match(boxes[:1], sizes, strides, size_range=ranges, min_iou=min_iou)
+        axes = [torch.linspace(math.log(a), math.log(b), 40, dtype=torch.float64).exp() for a, b in ranges.tolist()]
+        overlap = viou_matrix(boxes[0], sizes, strides, [torch.cartesian_prod(a, a) for a in axes])
+        best = overlap.max(1).values if overlap.shape[1] else overlap.new_zeros(len(overlap))
+        best = best.masked_fill(best < min_iou, 0)
+        assert (match.iou >= best - 1e-12).all()
+        assert (match.iou <= best * 1.08 + 0.02)[best > min_iou + 0.03].all()
+
+
+def test_floor_skips_nothing_that_reaches_it():
+    """The bound of csrc/overlap.h: whatever min_iou is, the matches above it are those found without it."""
+    for _ in range(60):
+        boxes, sizes, strides = random_scene()
+        mode = random.choice([{}, {"shapes": shapes_of(strides)}])
+        full = viou_match(boxes, sizes, strides, **mode)
+        for floor in (0.05, 0.3, 0.5, 0.9):
+            pruned = viou_match(boxes, sizes, strides, **mode, min_iou=floor)
+            keep = full.iou >= floor
+            assert torch.equal(pruned.iou, full.iou.masked_fill(~keep, 0))
+            assert torch.equal(pruned.index, full.index.masked_fill(~keep, -1))
+            assert torch.equal(pruned.gt_iou, full.gt_iou.masked_fill(full.gt_iou < floor, 0))
+            assert torch.equal(pruned.gt_index, full.gt_index.masked_fill(full.gt_iou < floor, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iou_match_equals_the_matrix(dtype):
+    for _ in range(200):
+        images = random.choice([1, 3])
+        anchors = [random_boxes(random.choice([0, 1, 70, 200]), (100, 140), dtype) for _ in range(images)]
+        boxes = [random_boxes(random.choice([0, 1, 9]), (100, 140), dtype) for _ in range(images)]
+        for items in (*anchors, *boxes):
+            if len(items) > 2:
+                items[0] = float("nan")
+                items[1, 2] = items[1, 0]
+        match = iou_match(anchors, boxes)
+        overlaps = [reference.box_iou(a, b) for a, b in zip(anchors, boxes)]
+        assert match.iou.dtype == dtype
+        assert_match(match, overlaps, tolerance=1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_matching_is_the_same_on_any_number_of_threads():
+    anchors, boxes = random_boxes(5000, (300, 300)), random_boxes(60, (300, 300))
+    boxes = torch.cat([boxes, boxes])  # every box twice: ties everywhere
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append((*iou_match(anchors, boxes), *viou_match(boxes, [(60, 60), (30, 30)], [5, 10])))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_location_targets_equal_a_raster(block):
+    """100 scenes each; whatever the order of the boxes."""
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        center, ignore = random.choice([(0.2, 0.5), (0.1, 1.0), (0.5, 0.5)])
+        labels = location_targets(boxes, sizes, strides, center, ignore).view(len(boxes), -1)
+        for image, label in zip(boxes, labels):
+            expected = reference.location_targets(image, sizes, strides, center, ignore)
+            assert torch.equal(label, expected)
+            shuffled = image[torch.randperm(len(image))]
+            assert torch.equal(label, location_targets(shuffled, sizes, strides, center, ignore))
+
+
+def test_every_box_keeps_a_centre():
+    sizes, strides = [(40, 40), (20, 20), (10, 10)], [4, 8, 16]
+    for _ in range(200):
+        box = random_boxes(1, (150, 150)).clamp(0, 160)
+        if not (box[0, 2] > box[0, 0] and box[0, 3] > box[0, 1]):
+            continue
+        assert (location_targets(box, sizes, strides) == 1).any()
+
+
+@pytest.mark.parametrize("match", [viou_match, location_targets])
+def test_wild_boxes_match_nothing(match):
+    inf, nan = math.inf, math.nan
+    boxes = torch.tensor(
+        [[nan, 0, 9, 9], [5, 5, 5, 9], [9, 9, 5, 5], [0, nan, 9, 9], [-inf, -inf, inf, inf], [0, 0, inf, 4]]
+    )
+    out = match(boxes, [(4, 4), (2, 2)], [8, 16])
+    if match is viou_match:
+        assert (out.index[:].ge(4) | out.index.eq(-1)).all() and not out.iou.isnan().any()
+    else:
+        assert out.shape == (20,)
+
+
+ONE_LEVEL = (torch.zeros(3, 4), [(4, 4)], [8])
+BAD_CALLS = [
+    (viou_match, ([], [(4, 4)], [8]), {}, "gt_boxes: expected at least one image"),
+    (viou_match, (torch.zeros(3, 5), [(4, 4)], [8]), {}, r"gt_boxes: expected tensors of shape \(G, 4\), got \(3, 5\)"),
+    (viou_match, (torch.zeros(3, 4).half(), [(4, 4)], [8]), {}, "gt_boxes: expected dtype Float or Double, got Half"),
+    (viou_match, (torch.zeros(3, 4), [(4, 4)], [8, 16]), {}, "strides: expected 1 numbers, one per level, got 2"),
+    (viou_match, (torch.zeros(3, 4), [(0, 4)], [8]), {}, "level_sizes: expected sizes from 1 x 1 .* got 0 x 4"),
+    (viou_match, (torch.zeros(3, 4), [(4, 4)], [-8]), {}, "strides: expected positive numbers, got -8"),
+    (viou_match, (torch.zeros(3, 4), [], []), {}, "level_sizes: expected at least one level"),
+    (viou_match, ONE_LEVEL, {"min_iou": 2.0}, r"min_iou: expected a number in \[0, 1\]"),
+    (viou_match, ONE_LEVEL, {"shapes": torch.ones(2, 3, 2)}, r"shapes: expected shape \[1, 3, 2\]"),
+    (viou_match, ONE_LEVEL, {"size_range": torch.ones(2)}, r"size_range: expected shape \[1, 2\]"),
+    (
+        viou_match,
+        ONE_LEVEL,
+        {"size_range": torch.ones(1, 2), "shapes": torch.ones(1, 3, 2)},
+        "size_range: expected None where shapes are given",
+    ),
+    (iou_match, ([torch.zeros(3, 4)], [torch.zeros(3, 4)] * 2), {}, "gt_counts: expected 1 images, got 2"),
+    (iou_match, (torch.zeros(3, 4), torch.zeros(3, 4).double()), {}, "gt_boxes: expected dtype Float, got Double"),
+    (location_targets, (torch.zeros(3, 4), [(4, 4)], [8], 0.5, 0.2), {}, "center_ratio: expected 0 <= center_ratio"),
+]
+
+
+@pytest.mark.parametrize("function, args, kwargs, message", BAD_CALLS)
+def test_bad_arguments_are_named(function, args, kwargs, message):
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        function(*args, **kwargs)
