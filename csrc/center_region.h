@@ -32,9 +32,9 @@ GA_HOST_DEVICE CellRange cells_inside(double low, double high, double stride, in
   return range;
 }
 
-// The level whose anchors have about the box's size: base sizes are 8 strides and double from level to level.
-GA_HOST_DEVICE int level_of_box(double width, double height, double first_stride, int num_levels) {
-  const double level = floor(log2(sqrt(width * height) / (8.0 * first_stride)) + 0.5);
+// The level whose anchors have about the box's size: base sizes double from level to level.
+GA_HOST_DEVICE int level_of_box(double width, double height, double first_base, int num_levels) {
+  const double level = floor(log2(sqrt(width * height) / first_base) + 0.5);
   if (!(level > 0)) return 0;
   return level < num_levels - 1 ? int(level) : num_levels - 1;
 }

@@ -32,5 +32,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "location_targets(Tensor gt_boxes, SymInt[] gt_counts, SymInt[] heights, SymInt[] widths, float[] strides, "
-      "float center_ratio, float ignore_ratio) -> Tensor");
+      "float sigma, float center_ratio, float ignore_ratio) -> Tensor");
 }

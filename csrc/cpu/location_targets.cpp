@@ -14,7 +14,7 @@ namespace {
 
 template <class Real>
 void paint(const std::vector<LevelShape>& levels, const std::vector<double>& strides, const Box<Real>* boxes,
-           int64_t count, double center_ratio, double ignore_ratio, int8_t* labels) {
+           int64_t count, double sigma, double center_ratio, double ignore_ratio, int8_t* labels) {
   const int num_levels = static_cast<int>(levels.size());
   const auto fill = [&](int level, const Box<Real>& box, double ratio, int8_t label, bool keep_one) {
     const LevelShape& shape = levels[level];
@@ -38,7 +38,7 @@ void paint(const std::vector<LevelShape>& levels, const std::vector<double>& str
     for (int64_t g = 0; g < count; ++g) {
       const Box<Real>& box = boxes[g];
       if (!box.valid()) continue;
-      const int level = level_of_box(double(box.x2) - box.x1, double(box.y2) - box.y1, strides[0], num_levels);
+      const int level = level_of_box(double(box.x2) - box.x1, double(box.y2) - box.y1, sigma * strides[0], num_levels);
       if (centres) {
         fill(level, box, center_ratio, 1, true);
         continue;
@@ -52,11 +52,12 @@ void paint(const std::vector<LevelShape>& levels, const std::vector<double>& str
 }
 
 Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vector<int64_t> heights,
-                        std::vector<int64_t> widths, std::vector<double> strides, double center_ratio,
+                        std::vector<int64_t> widths, std::vector<double> strides, double sigma, double center_ratio,
                         double ignore_ratio) {
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
+  check(sigma > 0 && std::isfinite(sigma), op, "sigma", "a positive number", sigma);
   check(center_ratio >= 0 && center_ratio <= ignore_ratio && ignore_ratio <= 1e6, op, "center_ratio",
         "0 <= center_ratio <= ignore_ratio", text(center_ratio, ", ", ignore_ratio));
   const int64_t locations = locations_of(levels);
@@ -68,7 +69,7 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::ve
     const auto boxes = read_boxes<Real>(gt_boxes);
     parallel(images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        paint(levels, strides, boxes.data() + starts[n], gt_counts[n], center_ratio, ignore_ratio,
+        paint(levels, strides, boxes.data() + starts[n], gt_counts[n], sigma, center_ratio, ignore_ratio,
               data + n * locations);
       }
     });

@@ -61,11 +61,11 @@ def iou_match(boxes, gt_boxes) -> Match:
     return Match(*torch.ops.ga_scope.iou_match(all_boxes, counts, all_gt, gt_counts))
 
 
-def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5) -> Tensor:
+def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0) -> Tensor:
     """Where anchors should be (section 3.4): 1 in centre regions, -1 in ignore regions, 0 outside.
 
-    A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (8 strides[0])) + 1/2)``,
-    clamped. There the cells whose centres ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by
+    A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (sigma strides[0])) + 1/2)``,
+    clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose centres ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by
     ``center_ratio`` about its centre are positive, at least the cell of the centre itself; those in the box
     scaled by ``ignore_ratio`` are ignored, there and on the adjacent levels. Positive wins over ignored,
     ignored over negative, whatever the order of the boxes.
@@ -81,7 +81,7 @@ def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ra
     boxes, counts = _concatenate(gt_boxes, "gt_boxes")
     heights, widths = _split_sizes(level_sizes)
     return torch.ops.ga_scope.location_targets(
-        boxes, counts, heights, widths, [float(s) for s in strides], center_ratio, ignore_ratio
+        boxes, counts, heights, widths, [float(s) for s in strides], sigma, center_ratio, ignore_ratio
     )
 
 
@@ -121,6 +121,6 @@ def _(boxes, counts, gt_boxes, gt_counts):
 
 
 @torch.library.register_fake("ga_scope::location_targets")
-def _(gt_boxes, gt_counts, heights, widths, strides, center_ratio, ignore_ratio):
+def _(gt_boxes, gt_counts, heights, widths, strides, sigma, center_ratio, ignore_ratio):
     locations = sum(h * w for h, w in zip(heights, widths, strict=True))
     return gt_boxes.new_empty(len(gt_counts) * locations, dtype=torch.int8)

@@ -127,7 +127,7 @@ def level_centers(size, stride, cell_offset=0.5):
     return (torch.stack([x, y], 2).flatten(0, 1) + cell_offset) * stride
 
 
-def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5):
+def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0):
     """Section 3.4, cell by cell, for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
     levels = [[[0] * w for _ in range(h)] for h, w in level_sizes]
 
@@ -139,7 +139,7 @@ def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio
 
     boxes = [box for box in boxes.double().tolist() if box[2] > box[0] and box[3] > box[1]]
     home = [
-        min(max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (8 * strides[0])) + 0.5), 0), len(levels) - 1)
+        min(max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (sigma * strides[0])) + 0.5), 0), len(levels) - 1)
         for x1, y1, x2, y2 in boxes
     ]
     for level, (height, width) in enumerate(level_sizes):

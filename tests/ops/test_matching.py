@@ -189,12 +189,13 @@ def test_location_targets_equal_a_raster(block):
     for _ in range(100):
         boxes, sizes, strides = random_scene()
         center, ignore = random.choice([(0.2, 0.5), (0.1, 1.0), (0.5, 0.5)])
-        labels = location_targets(boxes, sizes, strides, center, ignore).view(len(boxes), -1)
+        sigma = random.choice([4.0, 8.0])
+        labels = location_targets(boxes, sizes, strides, center, ignore, sigma).view(len(boxes), -1)
         for image, label in zip(boxes, labels):
-            expected = reference.location_targets(image, sizes, strides, center, ignore)
+            expected = reference.location_targets(image, sizes, strides, center, ignore, sigma)
             assert torch.equal(label, expected)
             shuffled = image[torch.randperm(len(image))]
-            assert torch.equal(label, location_targets(shuffled, sizes, strides, center, ignore))
+            assert torch.equal(label, location_targets(shuffled, sizes, strides, center, ignore, sigma))
 
 
 def test_every_box_keeps_a_centre():

@@ -40,7 +40,7 @@ def sample_calls():
     yield OPS.viou_match, (boxes, [2, 1], *levels, None, None, 0.5, 0.0)
     yield OPS.viou_match, (boxes, [2, 1], *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3)
     yield OPS.iou_match, (boxes, [3], boxes[:2], [2])
-    yield OPS.location_targets, (boxes, [0, 3], *levels, 0.2, 0.5)
+    yield OPS.location_targets, (boxes, [0, 3], *levels, 8.0, 0.2, 0.5)
 
 
 CALLS = list(sample_calls())

@@ -1,0 +1,50 @@
+"""Checkpoints that do not fit are errors that name the file and the parameters. For either engine's checkpointer."""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file."""
+
+
+class CheckedLoading:
+    """Mixin before an fvcore ``Checkpointer``.
+
+    With ``strict`` (evaluation, resuming) every parameter must be there in its shape. Without (weights to
+    start from) parameters that are missing or of another shape start fresh and are named in a warning, as
+    for a new number of classes; but a file of which nothing fits is an error.
+    """
+
+    strict = False
+
+    def load(self, path, checkpointables=None):
+        self._loading = path
+        if not path:
+            return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        except CheckpointError:
+            raise
+        except AssertionError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        except Exception as error:  # a truncated zip, a pickle of something else: whatever the reader says
+            raise CheckpointError(f"{path}: not a checkpoint that can be read: {error}") from error
+
+    def _log_incompatible_keys(self, incompatible):
+        missing = [name for name in incompatible.missing_keys]
+        shapes = [f"{name}: {tuple(file)} in the file, {tuple(model)} in the model"
+                  for name, file, model in incompatible.incorrect_shapes]  # fmt: skip
+        parameters = len(self.model.state_dict())
+        if self.strict and (missing or shapes):
+            raise CheckpointError(f"{self._loading}: does not fit the model: {_some(shapes + [f'{m}: missing' for m in missing])}")
+        if parameters and len(missing) + len(shapes) >= parameters:
+            raise CheckpointError(f"{self._loading}: no parameter fits the model, for example {_some(shapes or missing)}")
+        if missing or shapes:
+            logger.warning("%s: these start fresh: %s", self._loading, _some(shapes + missing, 20))
+
+
+def _some(items, most=3):
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more

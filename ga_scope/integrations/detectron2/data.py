@@ -1,0 +1,84 @@
+"""Datasets and loaders: the project's registered datasets in detectron2's catalogs, errors that name the file."""
+
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.structures import BoxMode
+from pycocotools import mask as coco_mask
+
+from ...data import load_coco_json, load_dataset, register_datasets
+from ...data.coco import DatasetError
+
+
+def register(entries):
+    """``DATASETS.REGISTER`` into detectron2's ``DatasetCatalog`` and ``MetadataCatalog``."""
+    for name, source in register_datasets(entries).items():
+        if name in DatasetCatalog.list():
+            continue
+        DatasetCatalog.register(name, lambda name=name: _records(name))
+        MetadataCatalog.get(name).set(
+            json_file=str(source.json_file), image_root=str(source.image_root), evaluator_type="coco"
+        )
+
+
+def _records(name):
+    records, categories = load_dataset(name)
+    metadata = MetadataCatalog.get(name)
+    metadata.thing_classes = [category["name"] for category in categories]
+    metadata.thing_dataset_id_to_contiguous_id = {category["id"]: i for i, category in enumerate(categories)}
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+                annotation["segmentation"] = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+    return records
+
+
+def ground_truth(name):
+    """The cleaned dicts and categories of any dataset that has COCO annotations, for evaluation."""
+    metadata = MetadataCatalog.get(name)
+    if not hasattr(metadata, "json_file"):
+        raise DatasetError(f"DATASETS.TEST: {name} has no COCO annotation file to evaluate with")
+    return load_coco_json(metadata.json_file, metadata.image_root, name)
+
+
+class NamedErrorMapper:
+    """A dataset mapper whose errors say which image they are about."""
+
+    def __init__(self, mapper):
+        self.mapper = mapper
+
+    def __call__(self, record):
+        try:
+            return self.mapper(record)
+        except Exception as error:  # PIL raises many kinds for broken files, none with the name
+            raise DatasetError(f"{record['file_name']}: cannot be used: {error}") from error
+
+
+def check_classes(cfg, name):
+    """Class numbers and the size of the last layer must agree, or training fails far from the cause."""
+    DatasetCatalog.get(name)
+    classes = len(MetadataCatalog.get(name).get("thing_classes", ()))
+    has_heads = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+    if has_heads and classes and cfg.MODEL.ROI_HEADS.NUM_CLASSES != classes:
+        raise DatasetError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {classes}, the categories of {name}, "
+            f"got {cfg.MODEL.ROI_HEADS.NUM_CLASSES}"
+        )
+
+
+def build_train_loader(cfg):
+    if not cfg.DATASETS.TRAIN:
+        raise DatasetError("DATASETS.TRAIN: expected at least one dataset, got none")
+    for name in cfg.DATASETS.TRAIN:
+        check_classes(cfg, name)
+    return build_detection_train_loader(cfg, mapper=NamedErrorMapper(DatasetMapper(cfg, is_train=True)))
+
+
+def build_test_loader(cfg, name):
+    return build_detection_test_loader(cfg, name, mapper=NamedErrorMapper(DatasetMapper(cfg, is_train=False)))

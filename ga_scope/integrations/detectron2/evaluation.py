@@ -1,0 +1,60 @@
+"""Proposals and boxes under the project's metrics, as a detectron2 evaluator."""
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.utils import comm
+
+from ...evaluation import CocoEvaluation
+from .data import ground_truth
+
+
+class GuidedAnchoringEvaluator(DatasetEvaluator):
+    """AR of the proposals inside the model, AP of its boxes, and the number of anchors (:class:`CocoEvaluation`).
+
+    The proposals of a two-stage model are not among its outputs: a forward hook takes them from the proposal
+    generator, and another the anchors from a sliding-window RPN's anchor generator.
+    """
+
+    def __init__(self, dataset_name: str, model):
+        self.name = dataset_name
+        self.generator = getattr(model, "module", model).proposal_generator
+        self.evaluation = CocoEvaluation(*ground_truth(dataset_name))
+        self.boxes = False
+        self._proposals, self._anchors = None, []
+        self._hooks = [self.generator.register_forward_hook(self._take_proposals)]
+        if hasattr(self.generator, "anchor_generator"):
+            self._hooks.append(self.generator.anchor_generator.register_forward_hook(self._take_anchors))
+
+    def _take_proposals(self, module, inputs, output):
+        self._proposals = output[0]
+        if hasattr(module, "rpn"):
+            rpn = module.rpn
+            self._anchors = [(count, rpn.locations_per_image) for count in rpn.anchors_per_image]
+
+    def _take_anchors(self, module, inputs, output):
+        anchors = sum(len(boxes) for boxes in output)
+        locations = sum(f.shape[-2] * f.shape[-1] for f in inputs[0])
+        self._anchors = [(anchors, locations)] * len(inputs[0][0])
+
+    def reset(self):
+        self.evaluation.merge([])
+
+    def process(self, inputs, outputs):
+        for x, output, proposals, anchors in zip(inputs, outputs, self._proposals, self._anchors):
+            scaled = detector_postprocess(proposals, x["height"], x["width"])
+            boxes, logits = scaled.proposal_boxes.tensor.cpu(), scaled.objectness_logits.cpu()
+            self.evaluation.add_proposals(x["image_id"], boxes, logits)
+            self.evaluation.add_anchors(*anchors)
+            if "instances" in output:
+                self.boxes = True
+                found = output["instances"].to("cpu")
+                self.evaluation.add_detections(x["image_id"], found.pred_boxes.tensor, found.scores, found.pred_classes)
+
+    def evaluate(self):
+        for hook in self._hooks:
+            hook.remove()
+        parts = comm.gather(self.evaluation.results(), dst=0)
+        if not comm.is_main_process():
+            return {}
+        self.evaluation.merge(parts)
+        return {"ga_scope": self.evaluation.metrics(boxes=self.boxes, proposals=True)}

@@ -1,0 +1,214 @@
+"""The part of detectron2's configuration that the built-in engine honours.
+
+Names and defaults are detectron2's, so a yaml means the same to both. A key outside this part is an error
+when a yaml sets it; so is a value that the engine cannot honour (:func:`check_cfg`).
+"""
+
+from fvcore.common.config import CfgNode as CN
+
+from ...config import add_ga_scope_config
+from ...train import ConfigError
+
+HINT = "the built-in engine cannot honour it; detectron2 (--engine detectron2) can"
+
+
+def get_cfg() -> CN:
+    """The defaults, with this project's keys."""
+    cfg = CN()
+    cfg.VERSION = 2
+    cfg.OUTPUT_DIR = "./output"
+    cfg.SEED = -1
+
+    model = cfg.MODEL = CN()
+    model.DEVICE = "cuda"
+    model.META_ARCHITECTURE = "GeneralizedRCNN"
+    model.WEIGHTS = ""
+    model.PIXEL_MEAN = [103.530, 116.280, 123.675]
+    model.PIXEL_STD = [1.0, 1.0, 1.0]
+    model.LOAD_PROPOSALS = False
+    model.MASK_ON = False
+    model.KEYPOINT_ON = False
+
+    model.BACKBONE = CN({"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 2})
+    model.RESNETS = CN(
+        {
+            "DEPTH": 50,
+            "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+            "NORM": "FrozenBN",
+            "NUM_GROUPS": 1,
+            "WIDTH_PER_GROUP": 64,
+            "STRIDE_IN_1X1": True,
+            "RES2_OUT_CHANNELS": 256,
+        }
+    )
+    model.FPN = CN({"IN_FEATURES": [], "OUT_CHANNELS": 256, "NORM": "", "FUSE_TYPE": "sum"})
+
+    model.PROPOSAL_GENERATOR = CN({"NAME": "RPN", "MIN_SIZE": 0})
+    model.ANCHOR_GENERATOR = CN(
+        {"NAME": "DefaultAnchorGenerator", "SIZES": [[32, 64, 128, 256, 512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]}
+    )
+    model.ANCHOR_GENERATOR.OFFSET = 0.0
+    model.RPN = CN(
+        {
+            "HEAD_NAME": "StandardRPNHead",
+            "CONV_DIMS": [-1],
+            "IN_FEATURES": ["res4"],
+            "BOUNDARY_THRESH": -1,
+            "IOU_THRESHOLDS": [0.3, 0.7],
+            "IOU_LABELS": [0, -1, 1],
+            "BATCH_SIZE_PER_IMAGE": 256,
+            "POSITIVE_FRACTION": 0.5,
+            "BBOX_REG_LOSS_TYPE": "smooth_l1",
+            "BBOX_REG_LOSS_WEIGHT": 1.0,
+            "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+            "SMOOTH_L1_BETA": 0.0,
+            "LOSS_WEIGHT": 1.0,
+            "PRE_NMS_TOPK_TRAIN": 12000,
+            "PRE_NMS_TOPK_TEST": 6000,
+            "POST_NMS_TOPK_TRAIN": 2000,
+            "POST_NMS_TOPK_TEST": 1000,
+            "NMS_THRESH": 0.7,
+        }
+    )
+    model.ROI_HEADS = CN(
+        {
+            "NAME": "StandardROIHeads",
+            "NUM_CLASSES": 80,
+            "IN_FEATURES": ["p2", "p3", "p4", "p5"],
+            "IOU_THRESHOLDS": [0.5],
+            "IOU_LABELS": [0, 1],
+            "BATCH_SIZE_PER_IMAGE": 512,
+            "POSITIVE_FRACTION": 0.25,
+            "SCORE_THRESH_TEST": 0.05,
+            "NMS_THRESH_TEST": 0.5,
+            "PROPOSAL_APPEND_GT": True,
+        }
+    )
+    model.ROI_BOX_HEAD = CN(
+        {
+            "NAME": "FastRCNNConvFCHead",
+            "BBOX_REG_LOSS_TYPE": "smooth_l1",
+            "BBOX_REG_LOSS_WEIGHT": 1.0,
+            "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+            "SMOOTH_L1_BETA": 0.0,
+            "POOLER_RESOLUTION": 7,
+            "POOLER_SAMPLING_RATIO": 0,
+            "POOLER_TYPE": "ROIAlignV2",
+            "NUM_FC": 2,
+            "FC_DIM": 1024,
+            "NUM_CONV": 0,
+            "CLS_AGNOSTIC_BBOX_REG": False,
+        }
+    )
+
+    cfg.INPUT = CN(
+        {
+            "MIN_SIZE_TRAIN": (800,),
+            "MIN_SIZE_TRAIN_SAMPLING": "choice",
+            "MAX_SIZE_TRAIN": 1333,
+            "MIN_SIZE_TEST": 800,
+            "MAX_SIZE_TEST": 1333,
+            "RANDOM_FLIP": "horizontal",
+            "FORMAT": "BGR",
+        }
+    )
+    cfg.DATASETS = CN({"TRAIN": (), "TEST": ()})
+    cfg.DATALOADER = CN({"NUM_WORKERS": 4, "ASPECT_RATIO_GROUPING": True, "FILTER_EMPTY_ANNOTATIONS": True})
+
+    cfg.SOLVER = CN(
+        {
+            "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+            "MAX_ITER": 40000,
+            "BASE_LR": 0.001,
+            "BASE_LR_END": 0.0,
+            "MOMENTUM": 0.9,
+            "NESTEROV": False,
+            "WEIGHT_DECAY": 0.0001,
+            "WEIGHT_DECAY_NORM": 0.0,
+            "GAMMA": 0.1,
+            "STEPS": (30000,),
+            "WARMUP_FACTOR": 1.0 / 1000,
+            "WARMUP_ITERS": 1000,
+            "WARMUP_METHOD": "linear",
+            "CHECKPOINT_PERIOD": 5000,
+            "IMS_PER_BATCH": 16,
+            "CLIP_GRADIENTS": CN(
+                {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0}
+            ),
+        }
+    )
+    cfg.SOLVER.AMP = CN({"ENABLED": False})
+    cfg.TEST = CN({"EVAL_PERIOD": 0, "DETECTIONS_PER_IMAGE": 100})
+    return add_ga_scope_config(cfg)
+
+
+# Keys whose value this engine takes only from a list.
+ALLOWED = {
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "ProposalNetwork"),
+    "MODEL.LOAD_PROPOSALS": (False,),
+    "MODEL.MASK_ON": (False,),
+    "MODEL.KEYPOINT_ON": (False,),
+    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
+    "MODEL.FPN.NORM": ("", "BN", "GN"),
+    "MODEL.FPN.FUSE_TYPE": ("sum",),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "GuidedAnchoringRPN"),
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": (0.0,),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.CONV_DIMS": ([-1],),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "GuidedAnchoringROIHeads"),
+    "MODEL.ROI_HEADS.IOU_LABELS": ([0, 1],),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True,),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": ("ROIAlignV2",),
+    "MODEL.ROI_BOX_HEAD.NUM_FC": (2,),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "none"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+}
+
+
+def _value(cfg, key):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def check_cfg(cfg):
+    """Raises ConfigError for a value that the engine would otherwise ignore or get wrong."""
+    for key, allowed in ALLOWED.items():
+        value = _value(cfg, key)
+        if value not in allowed:
+            listed = ", ".join(repr(choice) for choice in allowed)
+            raise ConfigError(f"{key}: expected {listed}, got {value!r}: {HINT}")
+    expected = {name: f"res{i + 2}" for i, name in enumerate(("p2", "p3", "p4", "p5"))}
+    if cfg.MODEL.FPN.IN_FEATURES != list(expected.values()):
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES: expected {list(expected.values())}, got {cfg.MODEL.FPN.IN_FEATURES}: {HINT}"
+        )
+    for key in ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"):
+        unknown = [name for name in _value(cfg, key) if name not in (*expected, "p6")]
+        if unknown:
+            raise ConfigError(f"{key}: expected names of p2 to p6, got {unknown}: {HINT}")
+
+
+def merge_file(cfg, path):
+    """Merges a yaml (with its ``_BASE_``); a key that the engine does not know is named together with the file."""
+    try:
+        cfg.merge_from_file(path)
+    except KeyError as error:
+        raise ConfigError(f"{path}: {str(error.args[0]).strip()}: {HINT}, if it is a key of detectron2") from None
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None

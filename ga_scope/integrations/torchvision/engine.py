@@ -1,0 +1,157 @@
+"""Training and evaluation on one device."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from fvcore.common.checkpoint import PeriodicCheckpointer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ...data import load_dataset
+from ...evaluation import CocoEvaluation
+from .checkpoint import BuiltinCheckpointer
+from .data import build_test_loader, build_train_loader, check_classes
+from .rcnn import build_model
+from .solver import build_lr_schedule, build_optimizer, clip_gradients
+
+logger = logging.getLogger(__name__)
+
+LOG_PERIOD = 20  # iterations
+
+
+class Trainer:
+    """Model, optimizer, data and checkpoints of one configuration.
+
+    ``resume`` continues from OUTPUT_DIR's last checkpoint if there is one; otherwise MODEL.WEIGHTS, if
+    given, is what training starts from.
+    """
+
+    def __init__(self, cfg, resume: bool = False):
+        self.cfg = cfg
+        self.output = Path(cfg.OUTPUT_DIR)
+        self.seed = cfg.SEED if cfg.SEED >= 0 else int(torch.randint(2**31, ()))
+        torch.manual_seed(self.seed)
+        self.model = build_model(cfg)
+        self.optimizer = build_optimizer(cfg, self.model)
+        self.schedule = build_lr_schedule(cfg)
+        self.checkpointer = BuiltinCheckpointer(self.model, cfg.OUTPUT_DIR, optimizer=self.optimizer)
+        self.start = 0
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.strict = True
+            extra = self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+            self.start = extra["iteration"] + 1
+            logger.info("resuming at iteration %d", self.start)
+        elif cfg.MODEL.WEIGHTS:
+            self.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+
+    def train(self):
+        """Runs to SOLVER.MAX_ITER; saves every CHECKPOINT_PERIOD iterations and at the end. Returns the last metrics."""
+        cfg, limit = self.cfg, self.cfg.SOLVER.MAX_ITER
+        if self.start >= limit:
+            logger.info("nothing to train: iteration %d of %d", self.start, limit)
+            return self.test()
+        self.model.train()
+        periodic = PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=limit)
+        batches = iter(build_train_loader(cfg, self.seed, self.start))
+        self.output.mkdir(parents=True, exist_ok=True)
+        metrics = {}
+        with SummaryWriter(self.output) as board, open(self.output / "training.jsonl", "a") as log:
+            progress = Progress(self.start, limit, board, log)
+            for iteration in range(self.start, limit):
+                began = time.perf_counter()
+                inputs = next(batches)
+                waited = time.perf_counter() - began
+                rate = cfg.SOLVER.BASE_LR * self.schedule(iteration / limit)
+                losses = self._step(inputs, rate)
+                progress.update(iteration, losses, rate, waited)
+                periodic.step(iteration)
+                period = cfg.TEST.EVAL_PERIOD
+                if cfg.DATASETS.TEST and (iteration + 1 == limit or (period and (iteration + 1) % period == 0)):
+                    metrics = self.test()
+                    self.model.train()
+                    for dataset, values in metrics.items():
+                        for name, value in values.items():
+                            board.add_scalar(f"{dataset}/{name}", value, iteration)
+        return metrics
+
+    def _step(self, inputs, rate):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        device = torch.device(self.cfg.MODEL.DEVICE).type
+        with torch.autocast(device, enabled=self.cfg.SOLVER.AMP.ENABLED, dtype=torch.bfloat16):
+            losses = self.model(inputs)
+        total = sum(losses.values())
+        if not math.isfinite(total.item()):
+            names = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+            files = ", ".join(x["file_name"] for x in inputs)
+            raise FloatingPointError(f"a loss is not finite: {names}; images: {files}")
+        self.optimizer.zero_grad()
+        total.backward()
+        clip_gradients(self.cfg, self.model)
+        self.optimizer.step()
+        return {"total_loss": total.item()} | {name: value.item() for name, value in losses.items()}
+
+    def test(self) -> dict[str, dict[str, float]]:
+        """Metrics of every dataset of DATASETS.TEST, by its name."""
+        return evaluate(self.cfg, self.model)
+
+
+class Progress:
+    """Smoothed losses and the time left: on the console, in TensorBoard, and line by line in a file."""
+
+    def __init__(self, start, limit, board, log):
+        self.limit, self.board, self.log = limit, board, log
+        self.began, self.start = time.perf_counter(), start
+        self.sums, self.count, self.waited = {}, 0, 0.0
+
+    def update(self, iteration, losses, rate, waited):
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.board.add_scalar(name, value, iteration)
+        self.board.add_scalar("lr", rate, iteration)
+        self.count += 1
+        self.waited += waited
+        if (iteration + 1) % LOG_PERIOD and iteration + 1 != self.limit:
+            return
+        done = iteration + 1 - self.start
+        per_iteration = (time.perf_counter() - self.began) / done
+        left = time.strftime("%H:%M:%S", time.gmtime(per_iteration * (self.limit - iteration - 1)))
+        means = {name: total / self.count for name, total in self.sums.items()}
+        shown = "  ".join(f"{name}: {value:.3f}" for name, value in means.items())
+        logger.info(
+            "iter: %d/%d  %s  lr: %.2e  time: %.2f s (data: %.2f)  eta: %s",
+            iteration + 1, self.limit, shown, rate, per_iteration, self.waited / self.count, left,
+        )  # fmt: skip
+        self.log.write(json.dumps({"iteration": iteration + 1, "lr": rate, "time": per_iteration} | means) + "\n")
+        self.log.flush()
+        self.sums, self.count, self.waited = {}, 0, 0.0
+
+
+@torch.no_grad()
+def evaluate(cfg, model) -> dict[str, dict[str, float]]:
+    """Runs the model over DATASETS.TEST."""
+    model.eval()
+    results = {}
+    for name in cfg.DATASETS.TEST:
+        records, categories = load_dataset(name)
+        check_classes(cfg, name, categories)
+        evaluation = CocoEvaluation(records, categories)
+        for record in tqdm(build_test_loader(cfg, records), total=len(records), desc=name, mininterval=5):
+            (output,) = model([record])
+            add_output(evaluation, record["image_id"], output)
+            generator = model.proposal_generator
+            evaluation.add_anchors(generator.anchors_per_image[0], generator.locations_per_image)
+        results[name] = evaluation.metrics(boxes=model.roi_heads is not None, proposals=True)
+    return results
+
+
+def add_output(evaluation: CocoEvaluation, image_id, output: dict):
+    """Collects one image's proposals and detections."""
+    proposals = output["proposals"]
+    evaluation.add_proposals(image_id, proposals.boxes.cpu(), proposals.logits.cpu())
+    if "boxes" in output:
+        evaluation.add_detections(image_id, output["boxes"].cpu(), output["scores"].cpu(), output["classes"].cpu())

@@ -1,0 +1,29 @@
+"""One image at a time through the built-in engine."""
+
+import torch
+
+from ...prediction import FeatureTap, Prediction, guided_anchor_rpn, inspect_anchors
+from .data import Mapper
+from .run import load_model
+
+
+class Predictor:
+    """A configuration with MODEL.WEIGHTS as a function from a dataset dict to a :class:`Prediction`."""
+
+    def __init__(self, cfg):
+        self.model = load_model(cfg)
+        self.mapper = Mapper(cfg, training=False)
+        rpn = guided_anchor_rpn(self.model)
+        self.tap = FeatureTap(rpn) if rpn else None
+
+    @torch.no_grad()
+    def __call__(self, record: dict) -> Prediction:
+        inputs = self.mapper(record)
+        (output,) = self.model([inputs])
+        proposals = output["proposals"]
+        found = Prediction(proposals.boxes.cpu(), proposals.logits.cpu())
+        if "boxes" in output:
+            found.boxes, found.scores, found.classes = (output[k].cpu() for k in ("boxes", "scores", "classes"))
+        if self.tap:
+            found.anchors = inspect_anchors(self.tap.rpn, self.tap.features, record["height"] / inputs["image"].shape[1])
+        return found

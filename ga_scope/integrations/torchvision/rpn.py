@@ -1,0 +1,117 @@
+"""Proposal generators: torchvision's RPN, and Guided Anchoring's."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+from ...config import guided_anchor_rpn_arguments
+from ...modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN
+from ...modeling.losses import smooth_l1_loss
+from ...modeling.proposals import Proposals
+from .backbone import STRIDES
+
+# A proposal generator here is called with the features {name: (N, C, H, W)}, the padded images' ImageList,
+# and the targets; it returns Proposals per image and losses. Its anchors_per_image and locations_per_image
+# speak of the last call.
+
+
+class SlidingWindowRPN(RegionProposalNetwork):
+    """torchvision's RPN with detectron2's losses: L1 below ``smooth_l1_beta``, divided by the sample's full size."""
+
+    def __init__(self, in_features, smooth_l1_beta, loss_weight, box_loss_weight, box_weights, min_size, **kwargs):
+        super().__init__(**kwargs)
+        self.in_features = in_features
+        self.smooth_l1_beta = smooth_l1_beta
+        self.loss_weight, self.box_loss_weight = loss_weight, box_loss_weight
+        self.box_coder.weights = tuple(box_weights)
+        self.min_size = min_size
+        self.anchors_per_image, self.locations_per_image = [], 0
+
+    def forward(self, images, features, targets=None):
+        features = {name: features[name] for name in self.in_features}
+        boxes, losses = super().forward(images, features, targets)
+        self.locations_per_image = sum(f.shape[2] * f.shape[3] for f in features.values())
+        per_location = self.anchor_generator.num_anchors_per_location()[0]
+        self.anchors_per_image = [self.locations_per_image * per_location] * len(boxes)
+        names = {"loss_objectness": "loss_rpn_cls", "loss_rpn_box_reg": "loss_rpn_loc"}
+        return boxes, {names[name]: loss for name, loss in losses.items()}
+
+    def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
+        boxes, scores = super().filter_proposals(proposals, objectness, image_shapes, num_anchors_per_level)
+        return [Proposals(b, s.logit()) for b, s in zip(boxes, scores)], scores
+
+    def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
+        positive, negative = (
+            torch.where(torch.cat(sampled, 0))[0] for sampled in self.fg_bg_sampler(labels)
+        )
+        normalizer = self.fg_bg_sampler.batch_size_per_image * len(labels)
+        sampled, targets = torch.cat([positive, negative]), torch.cat(labels)
+        logits = objectness.flatten()[sampled]
+        classification = F.binary_cross_entropy_with_logits(logits, targets[sampled], reduction="sum")
+        difference = pred_bbox_deltas[positive] - torch.cat(regression_targets)[positive]
+        box = smooth_l1_loss(difference, self.smooth_l1_beta).sum()
+        weight = self.loss_weight / normalizer
+        return classification * weight, box * weight * self.box_loss_weight
+
+
+class GuidedAnchoringRPN(nn.Module):
+    """:class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` on named features."""
+
+    def __init__(self, in_features, rpn: GuidedAnchorRPN):
+        super().__init__()
+        self.in_features = in_features
+        self.rpn = rpn
+
+    @property
+    def anchors_per_image(self):
+        return self.rpn.anchors_per_image
+
+    @property
+    def locations_per_image(self):
+        return self.rpn.locations_per_image
+
+    def forward(self, images: ImageList, features, targets=None):
+        gt_boxes = None if targets is None else [t["boxes"] for t in targets]
+        return self.rpn([features[name] for name in self.in_features], images.image_sizes, gt_boxes)
+
+
+def build_proposal_generator(cfg, channels: int) -> nn.Module:
+    rpn = cfg.MODEL.RPN
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "GuidedAnchoringRPN":
+        ga = cfg.MODEL.GUIDED_ANCHORING
+        head = GuidedAnchorHead(channels, ga.CONV, ga.ADAPTION.OFFSET_GROUPS)
+        strides = [STRIDES[name] for name in rpn.IN_FEATURES]
+        return GuidedAnchoringRPN(rpn.IN_FEATURES, GuidedAnchorRPN(head, strides, **guided_anchor_rpn_arguments(cfg)))
+    levels = len(rpn.IN_FEATURES)
+    sizes, ratios = (_per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
+    anchors = AnchorGenerator(sizes, ratios)
+    negative, positive = rpn.IOU_THRESHOLDS
+    return SlidingWindowRPN(
+        in_features=rpn.IN_FEATURES,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        loss_weight=rpn.LOSS_WEIGHT,
+        box_loss_weight=rpn.BBOX_REG_LOSS_WEIGHT,
+        box_weights=rpn.BBOX_REG_WEIGHTS,
+        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        anchor_generator=anchors,
+        head=RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=positive,
+        bg_iou_thresh=negative,
+        batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        pre_nms_top_n={"training": rpn.PRE_NMS_TOPK_TRAIN, "testing": rpn.PRE_NMS_TOPK_TEST},
+        post_nms_top_n={"training": rpn.POST_NMS_TOPK_TRAIN, "testing": rpn.POST_NMS_TOPK_TEST},
+        nms_thresh=rpn.NMS_THRESH,
+    )
+
+
+def _per_level(cfg, key, levels):
+    values = cfg[key]
+    if len(values) == 1:
+        values = values * levels
+    if len(values) != levels:
+        raise ValueError(f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}")
+    return tuple(tuple(v) for v in values)

@@ -1,0 +1,39 @@
+"""Which locations are active (section 3.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class LocationSelection:
+    """Locations with probability of at least ``threshold`` (epsilon_L), at most ``topk`` per image and level.
+
+    ``topk`` 0 means no budget. With ``threshold`` 0 and a budget every image has the same number of active
+    locations: bounded latency, static shapes. No active location is a valid outcome: no anchors.
+    """
+
+    threshold: float = 0.01
+    topk: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected a probability, got {self.threshold}")
+        if self.topk < 0:
+            raise ValueError(f"topk: expected 0 (no budget) or a positive number, got {self.topk}")
+
+    def __call__(self, pyramid: Pyramid, probability: Tensor) -> Tensor:
+        """Active locations, (L,) int64, from probabilities (N, P): in ascending order per image and level."""
+        if not self.topk:
+            return (probability.flatten() >= self.threshold).nonzero()[:, 0]
+        chosen, first = [], 0
+        for part, count in zip(probability.split(pyramid.counts, 1), pyramid.counts):
+            best = part.topk(min(self.topk, count), 1).indices
+            chosen.append(best.sort(1).values + first)
+            first += count
+        image = torch.arange(pyramid.images, device=probability.device) * pyramid.locations
+        flat = (torch.cat(chosen, 1) + image[:, None]).flatten()
+        return flat if self.threshold == 0 else flat[probability.flatten()[flat] >= self.threshold]

@@ -1,0 +1,95 @@
+"""What the location and shape branches learn (section 3.4)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...ops import location_targets, viou_match
+from ..pyramid import Pyramid
+from ..sampling import label_matches, sample_labels
+
+
+class LocationTargets:
+    """1 where an anchor should be, -1 where it does not matter, 0 elsewhere (:func:`ga_scope.ops.location_targets`).
+
+    ``center_ratio`` is sigma_1 and ``ignore_ratio`` sigma_2 of the paper, ``sigma`` that of Eq. 2: it decides on
+    the level of a box.
+    """
+
+    def __init__(self, center_ratio: float = 0.2, ignore_ratio: float = 0.5, sigma: float = 8.0):
+        self.center_ratio = center_ratio
+        self.ignore_ratio = ignore_ratio
+        self.sigma = sigma
+
+    def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> Tensor:
+        """(N, P) int8."""
+        labels = location_targets(
+            gt_boxes, pyramid.sizes, pyramid.strides, self.center_ratio, self.ignore_ratio, self.sigma
+        )
+        return labels.view(pyramid.images, pyramid.locations)
+
+
+class ShapeSamples(NamedTuple):
+    """Locations that the shape loss is computed at."""
+
+    locations: Tensor  # (L,) int64
+    gt_sides: Tensor  # (L, 2) width and height of the matched box
+
+
+class ShapeTargets:
+    """The box that each location can cover best (vIoU, Eq. 5), for a sample of the locations that can.
+
+    Args:
+        mode: ``"sampled"``: the maximum over the sides ``sigma * s * scale * (ratio^-1/2, ratio^1/2)``, nine by
+            default as in the paper; ``"exact"``: over all sides from ``size_range[0]`` to ``size_range[1]`` times
+            ``sigma * s``.
+        thresholds: vIoU below the first is negative, from the second positive.
+        low_quality_iou: a box's best location is positive from this vIoU on.
+        per_image, positive_fraction: size of the sample. Only positives have a loss.
+    """
+
+    def __init__(
+        self,
+        mode: str = "sampled",
+        sigma: float = 8.0,
+        scales=(1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        ratios=(0.5, 1.0, 2.0),
+        size_range=(0.7, 2.3),
+        thresholds=(0.3, 0.7),
+        low_quality_iou: float = 0.3,
+        per_image: int = 256,
+        positive_fraction: float = 0.5,
+    ):
+        if mode not in ("sampled", "exact"):
+            raise ValueError(f"mode: expected 'sampled' or 'exact', got {mode!r}")
+        self.mode = mode
+        self.sigma = sigma
+        self.shapes = [(k * r**-0.5, k * r**0.5) for k in scales for r in ratios]
+        self.size_range = tuple(size_range)
+        self.thresholds = tuple(thresholds)
+        self.low_quality_iou = low_quality_iou
+        self.per_image = per_image
+        self.positive_fraction = positive_fraction
+
+    def labels(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Labels (N, P) and index (N, P) of the matched box over the batch."""
+        negative, positive = self.thresholds
+        like = gt_boxes[0]
+        base = [self.sigma * stride for stride in pyramid.strides]
+        # Nothing below both is needed, so boxes out of reach are skipped.
+        options = {"cell_offset": pyramid.cell_offset, "min_iou": min(negative, self.low_quality_iou)}
+        if self.mode == "sampled":
+            options["shapes"] = like.new_tensor([[(b * w, b * h) for w, h in self.shapes] for b in base])
+        else:
+            options["size_range"] = like.new_tensor([[b * side for side in self.size_range] for b in base])
+        match = viou_match(gt_boxes, pyramid.sizes, pyramid.strides, **options)
+        labels, index = label_matches(match, negative, positive, self.low_quality_iou)
+        shape = (pyramid.images, pyramid.locations)
+        return labels.view(shape), index.view(shape)
+
+    def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> ShapeSamples:
+        labels, index = self.labels(pyramid, gt_boxes)
+        positives, _ = sample_labels(labels, self.per_image, self.positive_fraction)
+        boxes = torch.cat(gt_boxes)[index.flatten()[positives]]
+        return ShapeSamples(positives, boxes[:, 2:] - boxes[:, :2])

@@ -1,0 +1,115 @@
+"""Four panels per image, after the paper's Figures 4 and 5: locations, anchors, proposals, detections."""
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no display needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ..ops import iou_match
+from ..prediction import GuidedAnchors, Prediction
+
+TRUTH, HIT, MISS = "#00d45a", "#ffb000", "#ff2d55"
+LEVEL_COLOURS = plt.get_cmap("tab10").colors
+MOST_ANCHORS = 150  # drawn, most probable first: more would cover the image
+
+
+def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names: list[str], score_thresh=0.5):
+    """Writes the panels of one image as a PNG.
+
+    Args:
+        image: RGB, anything numpy takes.
+        truth: ground-truth boxes (G, 4), or None where they are not known.
+        names: of the classes.
+        score_thresh: detections below it are not drawn.
+    """
+    image = np.asarray(image)
+    panels = []
+    if prediction.anchors is not None:
+        panels += [_draw_probability, _draw_anchors]
+    panels += [_draw_proposals]
+    if len(names):
+        panels += [lambda *args: _draw_detections(*args, names, score_thresh)]
+    height, width = image.shape[:2]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.6 * height / width + 0.5), layout="constrained", squeeze=False
+    )
+    for axis, draw in zip(axes[0], panels):
+        axis.imshow(image)
+        axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+        axis.set_title(draw(axis, image, prediction, truth), fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _boxes(axis, boxes, colour, width=1.0, **style):
+    patches = [Rectangle((x1, y1), x2 - x1, y2 - y1) for x1, y1, x2, y2 in np.asarray(boxes).tolist()]
+    axis.add_collection(PatchCollection(patches, facecolor="none", edgecolor=colour, linewidth=width, **style))
+
+
+def probability_map(anchors: GuidedAnchors, height: int, width: int) -> np.ndarray:
+    """The most probable level at every pixel: (height, width)."""
+    best = np.zeros((height, width))
+    y, x = np.arange(height), np.arange(width)
+    for level, stride in zip(anchors.probability, anchors.strides):
+        rows = np.minimum((y / stride).astype(int), level.shape[0] - 1)
+        columns = np.minimum((x / stride).astype(int), level.shape[1] - 1)
+        best = np.maximum(best, level.numpy()[np.ix_(rows, columns)])
+    return best
+
+
+def _draw_probability(axis, image, prediction, truth):
+    height, width = image.shape[:2]
+    shown = axis.imshow(probability_map(prediction.anchors, height, width), cmap="inferno", alpha=0.75, vmin=0, vmax=1)
+    bar = axis.figure.colorbar(shown, ax=axis, shrink=0.8, pad=0.02)
+    bar.ax.tick_params(labelsize=6)
+    return "location probability"
+
+
+def _draw_anchors(axis, image, prediction, truth):
+    anchors = prediction.anchors
+    order = anchors.scores.argsort(descending=True)[:MOST_ANCHORS]
+    for level in anchors.levels[order].unique().tolist():
+        chosen = order[anchors.levels[order] == level]
+        colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
+        _boxes(axis, anchors.boxes[chosen], colour, 0.7, alpha=0.7)
+        axis.plot([], [], color=colour, label=f"stride {2 ** (level + 2)}")
+    if len(order):
+        axis.legend(fontsize=6, loc="lower right", framealpha=0.6)
+    total = len(anchors.scores)
+    return f"{total} active anchors" + (f" ({MOST_ANCHORS} most probable)" if total > MOST_ANCHORS else "")
+
+
+def _draw_proposals(axis, image, prediction, truth):
+    boxes = prediction.proposals[:100]
+    if truth is None:
+        _boxes(axis, boxes[:30], HIT, 0.8)
+        return f"{min(30, len(boxes))} best of {len(prediction.proposals)} proposals"
+    truth = truth.float()
+    match = iou_match(boxes.float(), truth) if len(boxes) else None
+    found = match.gt_iou >= 0.5 if match else torch.zeros(len(truth), dtype=torch.bool)
+    _boxes(axis, truth[found], TRUTH, 1.6)
+    _boxes(axis, truth[~found], MISS, 1.6)
+    if match:
+        _boxes(axis, boxes[match.gt_index[found]], HIT, 1.0, linestyle="--")
+    for colour, label in ((TRUTH, "object, found"), (MISS, "object, missed"), (HIT, "its best proposal")):
+        axis.plot([], [], color=colour, label=label)
+    axis.legend(fontsize=6, loc="lower right", framealpha=0.6)
+    return f"100 best proposals: {int(found.sum())} of {len(truth)} objects at IoU 0.5"
+
+
+def _draw_detections(axis, image, prediction, truth, names, score_thresh):
+    kept = prediction.scores >= score_thresh
+    for box, score, label in zip(prediction.boxes[kept], prediction.scores[kept], prediction.classes[kept].tolist()):
+        colour = LEVEL_COLOURS[label % len(LEVEL_COLOURS)]
+        _boxes(axis, box[None], colour, 1.4)
+        axis.text(
+            float(box[0]), float(box[1]) - 1, f"{names[label]} {score:.2f}", fontsize=6, color="white",
+            va="bottom", clip_on=True, bbox={"facecolor": colour, "alpha": 0.8, "pad": 0.8, "edgecolor": "none"},
+        )  # fmt: skip
+    return f"{int(kept.sum())} detections (score ≥ {score_thresh})"
