@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
+  // The instruction set that the CPU kernels run with.
+  m.def("cpu_capability() -> str");
   // locations given: offset and mask hold one (L, columns) tensor, and so does the result.
   // Otherwise: one dense map per level. offset_weight: offsets are offset @ offset_weight^T.
   m.def(

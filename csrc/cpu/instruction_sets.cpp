@@ -1,5 +1,7 @@
 #include "instruction_sets.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -83,3 +85,11 @@ const MatchingKernels<double>& matching_kernels<double>() {
 }
 
 }  // namespace ga_scope::cpu
+
+namespace {
+std::string cpu_capability() { return ga_scope::cpu::name(ga_scope::cpu::instruction_set()); }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(ga_scope, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}

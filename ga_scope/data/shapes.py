@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 CLASSES = ("rectangle", "ellipse", "triangle", "star", "letter")
 LETTERS = "ABEGHKMRSTXZ"
-SUPERSAMPLING = 2  # shapes are drawn larger and scaled down: smooth edges
+HALF = 0.505  # coverage from which a pixel belongs to a shape: more than half, after rounding to 1 / 255
+SUPERSAMPLING = 4  # shapes are drawn larger and scaled down: smooth edges
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _draw_object(rng, canvas, covered, objects, settings):
         # Centres lie on the image; the border may cut up to half of an object.
         center = rng.uniform(0, settings.size, 2)
         mask, outline = _render(rng, CLASSES[category], center, width, height, settings.size)
-        solid = mask > 0.5
+        solid = mask > HALF
         area = int(solid.sum())
         if area < 0.6 * 0.4 * width * height or area < 12:
             continue
@@ -198,11 +199,28 @@ def _render(rng, kind, center, width, height, size):
     if kind == "letter":
         _paste_letter(rng, sheet, center * scale, width * scale, height * scale)
         mask = _shrink(sheet, size)
-        return mask, _outline(mask > 0.5)
+        return mask, _outline(mask > HALF)
     corners = _polygon(rng, kind, width, height) + center
-    ImageDraw.Draw(sheet).polygon([(float(x), float(y)) for x, y in corners * scale], fill=255)
-    outline = [round(float(v), 2) for v in corners.clip(0, size).flatten()]
-    return _shrink(sheet, size), outline
+    # PIL counts from the centres of pixels and draws the outline, too.
+    ImageDraw.Draw(sheet).polygon([(float(x), float(y)) for x, y in corners * scale - 0.5], fill=255)
+    return _shrink(sheet, size), [round(float(v), 2) for point in _clip(corners, size) for v in point]
+
+
+def _clip(corners, size):
+    """A polygon cut at the border of the image, side by side (Sutherland and Hodgman)."""
+    points = [tuple(point) for point in corners]
+    for axis in (0, 1):
+        for limit, sign in ((0, 1), (size, -1)):
+            kept = []
+            for before, point in zip([*points[-1:], *points[:-1]], points):
+                inside, was_inside = sign * (point[axis] - limit) >= 0, sign * (before[axis] - limit) >= 0
+                if inside != was_inside:
+                    t = (limit - before[axis]) / (point[axis] - before[axis])
+                    kept.append(tuple(b + t * (p - b) for b, p in zip(before, point)))
+                if inside:
+                    kept.append(point)
+            points = kept
+    return points
 
 
 def _shrink(sheet, size):
@@ -243,7 +261,7 @@ def _draw_crowd(rng, canvas, settings):
         small = rng.uniform(4, 9, 2)
         mask, _ = _render(rng, CLASSES[kind], center, *small, side)
         canvas += mask[..., None] * (rng.uniform(0, 255, 3) - canvas)
-        union |= mask > 0.5
+        union |= mask > HALF
     ys, xs = np.nonzero(union)
     x1, y1, x2, y2 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
     return {

@@ -40,8 +40,9 @@ class CocoEvaluation:
 
     def add_proposals(self, image_id, boxes, scores):
         """Proposals (K, 4), best first, and their scores (K,)."""
+        category = self.categories[0]["id"]  # recall is class-agnostic, but pycocotools wants one that exists
         for box, score in zip(_xywh(boxes), _list(scores)):
-            self.proposals.append({"image_id": image_id, "category_id": 1, "bbox": box, "score": score})
+            self.proposals.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
 
     def add_anchors(self, anchors: int, locations: int):
         """Anchors that an image's proposals came from, and the locations that the pyramid has."""

@@ -29,11 +29,11 @@ def get_cfg() -> CN:
     model.MASK_ON = False
     model.KEYPOINT_ON = False
 
-    model.BACKBONE = CN({"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 2})
+    model.BACKBONE = CN({"NAME": "build_resnet_backbone", "FREEZE_AT": 2})
     model.RESNETS = CN(
         {
             "DEPTH": 50,
-            "OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+            "OUT_FEATURES": ["res4"],
             "NORM": "FrozenBN",
             "NUM_GROUPS": 1,
             "WIDTH_PER_GROUP": 64,
@@ -72,9 +72,9 @@ def get_cfg() -> CN:
     )
     model.ROI_HEADS = CN(
         {
-            "NAME": "StandardROIHeads",
+            "NAME": "Res5ROIHeads",
             "NUM_CLASSES": 80,
-            "IN_FEATURES": ["p2", "p3", "p4", "p5"],
+            "IN_FEATURES": ["res4"],
             "IOU_THRESHOLDS": [0.5],
             "IOU_LABELS": [0, 1],
             "BATCH_SIZE_PER_IMAGE": 512,
@@ -86,15 +86,15 @@ def get_cfg() -> CN:
     )
     model.ROI_BOX_HEAD = CN(
         {
-            "NAME": "FastRCNNConvFCHead",
+            "NAME": "",
             "BBOX_REG_LOSS_TYPE": "smooth_l1",
             "BBOX_REG_LOSS_WEIGHT": 1.0,
             "BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
             "SMOOTH_L1_BETA": 0.0,
-            "POOLER_RESOLUTION": 7,
+            "POOLER_RESOLUTION": 14,
             "POOLER_SAMPLING_RATIO": 0,
             "POOLER_TYPE": "ROIAlignV2",
-            "NUM_FC": 2,
+            "NUM_FC": 0,
             "FC_DIM": 1024,
             "NUM_CONV": 0,
             "CLS_AGNOSTIC_BBOX_REG": False,
@@ -142,7 +142,7 @@ def get_cfg() -> CN:
     return add_ga_scope_config(cfg)
 
 
-# Keys whose value this engine takes only from a list.
+# Keys whose value this engine takes only from a list. Some of detectron2's defaults are not among them.
 ALLOWED = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "ProposalNetwork"),
     "MODEL.LOAD_PROPOSALS": (False,),
@@ -188,7 +188,10 @@ def _value(cfg, key):
 
 def check_cfg(cfg):
     """Raises ConfigError for a value that the engine would otherwise ignore or get wrong."""
+    proposals_only = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
     for key, allowed in ALLOWED.items():
+        if proposals_only and key.startswith("MODEL.ROI_"):
+            continue
         value = _value(cfg, key)
         if value not in allowed:
             listed = ", ".join(repr(choice) for choice in allowed)
@@ -198,7 +201,7 @@ def check_cfg(cfg):
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES: expected {list(expected.values())}, got {cfg.MODEL.FPN.IN_FEATURES}: {HINT}"
         )
-    for key in ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"):
+    for key in ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")[: 1 if proposals_only else 2]:
         unknown = [name for name in _value(cfg, key) if name not in (*expected, "p6")]
         if unknown:
             raise ConfigError(f"{key}: expected names of p2 to p6, got {unknown}: {HINT}")

@@ -62,11 +62,17 @@ class Trainer:
         with SummaryWriter(self.output) as board, open(self.output / "training.jsonl", "a") as log:
             progress = Progress(self.start, limit, board, log)
             for iteration in range(self.start, limit):
-                began = time.perf_counter()
-                inputs = next(batches)
-                waited = time.perf_counter() - began
                 rate = cfg.SOLVER.BASE_LR * self.schedule(iteration / limit)
-                losses = self._step(inputs, rate)
+                try:
+                    began = time.perf_counter()
+                    inputs = next(batches)
+                    waited = time.perf_counter() - began
+                    losses = self._step(inputs, rate)
+                except BaseException:
+                    # A broken image, Ctrl-C: what has been learned so far is not lost.
+                    if iteration > self.start:
+                        self.checkpointer.save(f"model_{iteration - 1:07d}", iteration=iteration - 1)
+                    raise
                 progress.update(iteration, losses, rate, waited)
                 periodic.step(iteration)
                 period = cfg.TEST.EVAL_PERIOD

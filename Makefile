@@ -1,0 +1,49 @@
+# make demo    trains GA-Faster R-CNN on generated shapes, evaluates it, draws pictures: output/demo
+# make test    the tests
+# make lint    ruff and clang-format
+# make install what all of them do first: a virtual environment with pinned versions, and the operators.
+#              Redone when its inputs change. PYTHON=/path/to/python installs into an environment that has torch.
+
+ifdef PYTHON
+  PY := $(PYTHON)
+  INSTALLED := build/.installed-$(subst /,_,$(PYTHON))
+  INSTALL := tools/install.sh --into $(PYTHON)
+else
+  PY := .venv/bin/python
+  INSTALLED := .venv/.installed
+  INSTALL := tools/install.sh .venv
+endif
+
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh
+
+.PHONY: install demo test lint format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(SOURCES)
+	$(INSTALL)
+	@mkdir -p $(@D) && touch $@
+
+DEMO := output/demo
+
+demo: install
+	$(PY) tools/make_shapes.py datasets/shapes
+	$(PY) train_net.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR $(DEMO)
+	$(PY) tools/visualize.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml \
+	  --input shapes_val --output $(DEMO)/pictures MODEL.WEIGHTS $(DEMO)/model_final.pth
+
+test: install
+	$(PY) -m pytest
+
+lint: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run --Werror $(shell find csrc -type f)
+
+format: install
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(PY) -m clang_format -i $(shell find csrc -type f)
+
+clean:
+	rm -rf build ga_scope/*.so ga_scope/_build_record.json .venv/.installed

@@ -1,0 +1,65 @@
+"""A tiny dataset, configurations on it, and models of either engine with the same weights."""
+
+import json
+
+import pytest
+import torch
+
+from ga_scope.data import make_shapes
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """24 training and 10 validation images of 128 px."""
+    return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=24, val=10, size=128, seed=5)
+
+
+@pytest.fixture(scope="session")
+def four_images(shapes, tmp_path_factory):
+    """An annotation file with four of the training images that have objects: to be learned by heart."""
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    objects = [a for a in content["annotations"] if not a["iscrowd"] and min(a["bbox"][2:]) >= 12]
+    wanted = list(dict.fromkeys(a["image_id"] for a in objects))[:4]
+    content["images"] = [i for i in content["images"] if i["id"] in wanted]
+    content["annotations"] = [a for a in objects if a["image_id"] in wanted]
+    path = tmp_path_factory.mktemp("four") / "instances_four.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def overrides(shapes, output, **more):
+    """Command-line overrides that point a configuration of configs/shapes at the tiny dataset."""
+    entries = [
+        [f"{split}_{shapes.parent.name}", str(shapes / "annotations" / f"instances_{split}.json"), str(shapes / split)]
+        for split in ("train", "val")
+    ]
+    settings = {
+        "DATASETS.REGISTER": entries,
+        "DATASETS.TRAIN": (entries[0][0],),
+        "DATASETS.TEST": (entries[1][0],),
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.MIN_SIZE_TRAIN": (128,),
+        "INPUT.MAX_SIZE_TRAIN": 128,
+        "INPUT.MIN_SIZE_TEST": 128,
+        "INPUT.MAX_SIZE_TEST": 128,
+        "MODEL.DEVICE": "cpu",
+        "SOLVER.IMS_PER_BATCH": 4,
+        "SOLVER.MAX_ITER": 3,
+        "SOLVER.WARMUP_ITERS": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "OUTPUT_DIR": str(output),
+    } | more
+    return [part for key, value in settings.items() for part in (key, value if isinstance(value, str) else repr(value))]
+
+
+def randomise(model, seed=0):
+    """Weights, statistics and biases at which every part of the model has something to say."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in sorted(model.state_dict().items()):
+            if "running_var" in name:
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            elif value.is_floating_point() and "pixel" not in name:
+                scale = 0.3 if "head.adaption.conv_offset" in name or ".shape." in name else 0.05
+                value.add_(torch.randn(value.shape, generator=generator) * scale)
+    return model

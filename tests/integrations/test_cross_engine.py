@@ -1,0 +1,129 @@
+"""detectron2 and the built-in engine: same configuration, same weights, same results."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ga_scope.integrations.torchvision import run as builtin
+from ga_scope.integrations.torchvision.checkpoint import to_detectron2
+from ga_scope.integrations.torchvision.config import get_cfg
+from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
+from ga_scope.integrations.torchvision.rcnn import build_model
+
+from .conftest import overrides, randomise
+
+pytestmark = pytest.mark.detectron2
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def flat(cfg, prefix=""):
+    for key, value in cfg.items():
+        if hasattr(value, "items"):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def test_defaults_are_detectron2s():
+    """A key that a yaml leaves out means the same to both engines."""
+    from detectron2.config import get_cfg as detectron2_cfg
+
+    from ga_scope.config import add_ga_scope_config
+
+    theirs = dict(flat(add_ga_scope_config(detectron2_cfg())))
+    for key, value in flat(get_cfg()):
+        assert key in theirs, key
+        assert value == theirs[key], key
+
+
+def all_configs():
+    return [p for p in sorted(CONFIGS.glob("*/*.yaml")) if "Base" not in p.name]
+
+
+@pytest.mark.parametrize("path", all_configs(), ids=lambda p: p.stem)
+def test_models_have_the_same_parameters(path):
+    """Names and shapes of every parameter and buffer, after the translation of checkpoint.py."""
+    from detectron2.modeling import build_model as build_detectron2
+
+    from ga_scope.integrations.detectron2 import run as d2
+
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    theirs = build_detectron2(d2.setup(str(path), opts)).state_dict()
+    ours = to_detectron2(build_model(builtin.setup(str(path), opts)).state_dict())
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in theirs.items() if not k.endswith("num_batches_tracked") and "anchor_generator" not in k
+    }
+
+
+@pytest.fixture
+def weights(shapes, tmp_path):
+    """A checkpoint of the built-in engine's GA-Faster R-CNN with random weights everywhere."""
+
+    def make(config, seed=0):
+        cfg = builtin.setup(config, overrides(shapes, tmp_path))
+        torch.manual_seed(seed)
+        path = tmp_path / "random.pth"
+        torch.save({"model": to_detectron2(randomise(build_model(cfg), seed).state_dict())}, path)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["ga_rpn_R_18_FPN", "ga_faster_rcnn_R_18_FPN"])
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_same_weights_same_results(name, stride_in_1x1, shapes, tmp_path, weights):
+    """Proposals on ten images to 1e-3 px and 1e-5 in score; detections, too."""
+    from ga_scope.integrations.detectron2 import run as d2
+    from ga_scope.integrations.detectron2.predictor import Predictor as Detectron2Predictor
+
+    config = str(CONFIGS / "shapes" / f"{name}.yaml")
+    more = {"MODEL.GUIDED_ANCHORING.CONV": stride_in_1x1, "MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD": 0.3}
+    if stride_in_1x1:
+        more |= {"MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.STRIDE_IN_1X1": True, "MODEL.RESNETS.RES2_OUT_CHANNELS": 256}
+    more |= {"INPUT.MIN_SIZE_TEST": 150, "INPUT.MAX_SIZE_TEST": 200, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1}
+    opts = overrides(shapes, tmp_path, **more)
+    cfg = builtin.setup(config, opts)
+    path = tmp_path / "random.pth"
+    torch.save({"model": to_detectron2(randomise(build_model(cfg)).state_dict())}, path)
+    opts += ["MODEL.WEIGHTS", str(path)]
+    ours = BuiltinPredictor(builtin.setup(config, opts))
+    theirs = Detectron2Predictor(d2.setup(config, opts))
+    records = [
+        {"file_name": str(p), "image_id": i, "height": 128, "width": 128}
+        for i, p in enumerate(sorted((shapes / "val").glob("*.jpg"))[:10])
+    ]
+    assert len(records) == 10
+    seen = 0
+    for record in records:
+        a, b = ours(record), theirs(record)
+        assert len(a.proposals) == len(b.proposals)
+        seen += len(a.proposals)
+        torch.testing.assert_close(a.proposals, b.proposals, rtol=0, atol=1e-3)
+        torch.testing.assert_close(a.proposal_logits.sigmoid(), b.proposal_logits.sigmoid(), rtol=0, atol=1e-5)
+        assert len(a.anchors.boxes) == len(b.anchors.boxes)
+        assert len(a.boxes) == len(b.boxes)
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-3)
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
+        assert torch.equal(a.classes, b.classes)
+    assert seen > 50
+
+
+@pytest.mark.parametrize("name", ["ga_faster_rcnn_R_18_FPN", "faster_rcnn_R_18_FPN"])
+def test_checkpoints_cross(name, shapes, tmp_path):
+    """Trained in one engine, evaluated in the other: the same metrics (nearly: GA-free RPNs round anchors apart)."""
+    from ga_scope.train import main
+
+    config = ["--config-file", str(CONFIGS / "shapes" / f"{name}.yaml")]
+    for trains, tests in (("torchvision", "detectron2"), ("detectron2", "torchvision")):
+        folder = tmp_path / trains
+        main([*config, "--engine", trains, *overrides(shapes, folder, **{"SOLVER.MAX_ITER": 8})])
+        checkpoint = {"MODEL.WEIGHTS": str(folder / "model_final.pth")}
+        found = [
+            next(iter(main([*config, "--engine", e, "--eval-only", *overrides(shapes, tmp_path / e / "e", **checkpoint)]).values()))
+            for e in (trains, tests)
+        ]
+        for key in ("AR@100", "AP", "anchors_per_image"):
+            tolerance = 1e-3 if name.startswith("ga") else 0.02
+            assert found[0][key] == pytest.approx(found[1][key], abs=tolerance), key

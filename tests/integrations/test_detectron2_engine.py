@@ -1,0 +1,241 @@
+"""The detectron2 integration: registries, any R-CNN, LazyConfig, training, bad input."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import overrides
+
+pytestmark = pytest.mark.detectron2
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def shapes_config(name):
+    return str(CONFIGS / "shapes" / f"{name}.yaml")
+
+
+def run(name, opts, *flags):
+    from ga_scope.train import main
+
+    return main(["--config-file", shapes_config(name), "--engine", "detectron2", *flags, *opts])
+
+
+@pytest.mark.parametrize("name", ["rpn_R_18_FPN", "ga_rpn_R_18_FPN", "faster_rcnn_R_18_FPN", "ga_faster_rcnn_R_18_FPN"])
+def test_train_and_evaluate(name, shapes, tmp_path, capsys):
+    run(name, overrides(shapes, tmp_path))
+    assert capsys.readouterr().out.startswith("engine: detectron2 0.")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "anchors_per_image", "active_fraction"):
+        assert key in metrics
+    assert ("AP50" in metrics) == ("faster" in name)
+    if not name.startswith("ga"):
+        assert metrics["active_fraction"] == 3
+    weights = {"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}
+    (again,) = run(name, overrides(shapes, tmp_path / "again", **weights), "--eval-only").values()
+    for key, value in metrics.items():
+        assert value is None or again[key] == pytest.approx(value, abs=1e-9), key
+
+
+def test_resume(shapes, tmp_path):
+    opts = overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": ()})
+    run("ga_faster_rcnn_R_18_FPN", opts)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    run("ga_faster_rcnn_R_18_FPN", opts, "--resume")
+    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 3
+
+
+def build(opts=(), config=None, **settings):
+    from detectron2.modeling import build_model
+
+    from ga_scope.integrations.detectron2.run import setup
+
+    cfg = setup(config or shapes_config("ga_faster_rcnn_R_18_FPN"), ["MODEL.DEVICE", "cpu", *opts])
+    return build_model(cfg), cfg
+
+
+def batch(masks=False):
+    from detectron2.structures import BitMasks, Boxes, Instances
+
+    inputs = []
+    for count in (3, 0):
+        target = Instances((96, 128))
+        corner = torch.rand(count, 2) * 50
+        target.gt_boxes = Boxes(torch.cat([corner, corner + 20 + torch.rand(count, 2) * 20], 1))
+        target.gt_classes = torch.randint(5, (count,))
+        if masks:
+            target.gt_masks = BitMasks(torch.rand(count, 96, 128) > 0.5)
+        inputs.append({"image": torch.rand(3, 96, 128) * 255, "instances": target, "height": 96, "width": 128})
+    return inputs
+
+
+VARIANTS = {
+    "faster": [],
+    "standard heads": ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"],
+    "mask": ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1",
+             "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"],
+    "cascade": ["MODEL.ROI_HEADS.NAME", "GuidedAnchoringCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+    "detectron2's cascade": ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+    "proposals": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_rcnn_takes_the_proposal_generator(variant):
+    """Training step and inference of Faster, Mask and Cascade R-CNN and of proposals alone; an empty image in the batch."""
+    from detectron2.utils.events import EventStorage
+
+    model, _ = build(VARIANTS[variant])
+    with EventStorage():
+        losses = model.train()(batch(masks=variant == "mask"))
+        sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert {"loss_anchor_location", "loss_anchor_shape", "loss_rpn_cls", "loss_rpn_loc"} <= set(losses)
+    assert ("loss_mask" in losses) == (variant == "mask")
+    for name, parameter in model.proposal_generator.named_parameters():
+        assert parameter.grad is not None, name
+    with torch.no_grad():
+        outputs = model.eval()(batch())
+    assert ("proposals" if variant == "proposals" else "instances") in outputs[0]
+
+
+def test_detectron2_own_configs():
+    """GA-RPN and its heads on a Mask R-CNN of detectron2's model zoo."""
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    from ga_scope.integrations.detectron2 import add_ga_scope_config
+
+    cfg = add_ga_scope_config(model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "GuidedAnchoringRPN"
+    cfg.MODEL.ROI_HEADS.NAME = "GuidedAnchoringROIHeads"
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model(batch(masks=True))
+    assert "loss_mask" in losses and all(loss.isfinite() for loss in losses.values())
+
+
+def test_lazy_config_builds_the_same():
+    """Explicit arguments instead of a yaml, as LazyConfig gives them."""
+    from detectron2.config import LazyCall as L
+    from detectron2.config import instantiate
+    from detectron2.layers import ShapeSpec
+
+    from ga_scope.integrations.detectron2 import GuidedAnchoringRPN
+    from ga_scope.modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN
+
+    lazy = L(GuidedAnchoringRPN)(
+        in_features=["p3", "p4"],
+        rpn=L(GuidedAnchorRPN)(head=L(GuidedAnchorHead)(in_channels=16, conv=True), strides=(8, 16)),
+    )
+    generator = instantiate(lazy)
+    assert generator.in_features == ["p3", "p4"] and generator.rpn.head.conv.in_channels == 16
+    _, cfg = build(["MODEL.RPN.IN_FEATURES", "['p3', 'p4']", "MODEL.GUIDED_ANCHORING.CONV", "True"])
+    from_yaml = GuidedAnchoringRPN(cfg, {"p3": ShapeSpec(channels=16, stride=8), "p4": ShapeSpec(channels=16, stride=16)})
+    assert {n: p.shape for n, p in generator.named_parameters()} == {n: p.shape for n, p in from_yaml.named_parameters()}
+
+
+def test_roi_heads_match_as_detectron2():
+    """The streaming matcher labels proposals as detectron2's matrix does."""
+    from detectron2.structures import Boxes, Instances, pairwise_iou
+
+    from ga_scope.integrations.detectron2 import GuidedAnchoringROIHeads
+
+    model, _ = build()
+    matcher = model.roi_heads.proposal_matcher
+    for _ in range(20):
+        proposals, targets = [], []
+        for count in (40, 0, 60):
+            item, target = Instances((100, 100)), Instances((100, 100))
+            corner = torch.rand(count, 2) * 60
+            item.proposal_boxes = Boxes(torch.cat([corner, corner + 5 + torch.rand(count, 2) * 35], 1))
+            corner = torch.rand(count // 10, 2) * 60
+            target.gt_boxes = Boxes(torch.cat([corner, corner + 5 + torch.rand(count // 10, 2) * 35], 1))
+            proposals.append(item)
+            targets.append(target)
+        indices, labels = GuidedAnchoringROIHeads._match(proposals, targets, matcher)
+        for item, target, index, label in zip(proposals, targets, indices, labels):
+            matrix = pairwise_iou(target.gt_boxes, item.proposal_boxes)
+            expected_index, expected_label = matcher(matrix)
+            assert torch.equal(label, expected_label)
+            if len(target):
+                best = matrix.gather(0, index[None])[0]
+                torch.testing.assert_close(best, matrix.max(0).values)
+            assert index.dtype == expected_index.dtype
+
+
+def test_heads_use_the_best_proposals_only():
+    model, _ = build(["MODEL.ROI_HEADS.PROPOSALS_PER_IMAGE", "7"])
+    seen = []
+    model.roi_heads.box_pooler.register_forward_hook(lambda m, args, out: seen.append([len(b) for b in args[1]]))
+    with torch.no_grad():
+        model.eval()(batch())
+    assert seen == [[7, 7]] or all(n <= 7 for n in seen[0])
+
+
+@pytest.mark.slow
+def test_overfits_four_images(shapes, four_images, tmp_path):
+    name = f"four_{tmp_path.name}"
+    opts = overrides(
+        shapes, tmp_path,
+        **{
+            "DATASETS.REGISTER": [[name, str(four_images), str(shapes / "train")]],
+            "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 250, "SOLVER.WARMUP_ITERS": 20,
+            "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
+        },
+    )  # fmt: skip
+    (metrics,) = run("ga_faster_rcnn_R_18_FPN", opts).values()
+    assert metrics["AP50"] > 0.95, metrics
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES: expected 5, the categories of"),
+        (["MODEL.WEIGHTS", "/nowhere/model.pth"], "/nowhere/model.pth"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: expected at least one dataset"),
+    ],
+)
+def test_bad_input_is_named(opts, message, shapes, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("ga_faster_rcnn_R_18_FPN", [*overrides(shapes, tmp_path), *opts])
+
+
+def test_broken_images_are_named(shapes, tmp_path):
+    """A truncated image stops the run with its name, and the run leaves a checkpoint to resume from."""
+    from ga_scope.integrations.detectron2.data import NamedErrorMapper
+    from ga_scope.data.coco import DatasetError
+    from detectron2.data import DatasetMapper
+
+    _, cfg = build(overrides(shapes, tmp_path))
+    source = next((shapes / "train").glob("*.jpg"))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(source.read_bytes()[:700])
+    record = {"file_name": str(broken), "image_id": 1, "height": 128, "width": 128, "annotations": []}
+    with pytest.raises(DatasetError, match="broken.jpg: cannot be used"):
+        NamedErrorMapper(DatasetMapper(cfg, is_train=True))(copy.deepcopy(record))
+
+
+def test_dirty_annotations_train(shapes, tmp_path, caplog):
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    for i, bad in enumerate(([5, 5, 0, 9], [float("nan"), 1, 4, 4], [900, 900, 5, 5])):
+        content["annotations"][i]["bbox"] = bad
+    content["annotations"][3]["category_id"] = 77
+    path = tmp_path / "dirty.json"
+    path.write_text(json.dumps(content))
+    name = f"dirty_{tmp_path.name}"
+    more = {"DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]], "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,)}
+    for engine in ("detectron2", "torchvision"):
+        from ga_scope.train import main
+
+        metrics = main(
+            ["--config-file", shapes_config("ga_rpn_R_18_FPN"), "--engine", engine, *overrides(shapes, tmp_path / engine, **more)]
+        )
+        assert "AR@100" in metrics[name]
