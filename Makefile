@@ -41,8 +41,8 @@ lint: install
 	$(PY) -m clang_format --dry-run --Werror $(shell find csrc -type f)
 
 format: install
-	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
 	$(PY) -m clang_format -i $(shell find csrc -type f)
 
 clean:

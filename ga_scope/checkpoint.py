@@ -38,9 +38,11 @@ class CheckedLoading:
                   for name, file, model in incompatible.incorrect_shapes]  # fmt: skip
         parameters = len(self.model.state_dict())
         if self.strict and (missing or shapes):
-            raise CheckpointError(f"{self._loading}: does not fit the model: {_some(shapes + [f'{m}: missing' for m in missing])}")
+            problems = _some(shapes + [f"{name}: missing" for name in missing])
+            raise CheckpointError(f"{self._loading}: does not fit the model: {problems}")
         if parameters and len(missing) + len(shapes) >= parameters:
-            raise CheckpointError(f"{self._loading}: no parameter fits the model, for example {_some(shapes or missing)}")
+            example = _some(shapes or missing)
+            raise CheckpointError(f"{self._loading}: no parameter fits the model, for example {example}")
         if missing or shapes:
             logger.warning("%s: these start fresh: %s", self._loading, _some(shapes + missing, 20))
 

@@ -21,7 +21,7 @@ def argument_parser() -> argparse.ArgumentParser:
     """detectron2's command line, and ``--engine``."""
     parser = argparse.ArgumentParser(
         description="Trains or evaluates a model of a detectron2-style configuration.",
-        epilog="Trailing arguments override keys: train_net.py --config-file x.yaml MODEL.DEVICE cpu SOLVER.MAX_ITER 100",
+        epilog="Trailing arguments override keys: train_net.py --config-file x.yaml SOLVER.MAX_ITER 100",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml configuration")
     parser.add_argument(

@@ -57,7 +57,9 @@ def _make_split(output, split, settings):
     if annotations.exists():
         found = json.loads(annotations.read_text())["info"].get("settings")
         if found != asdict(settings):
-            raise FileExistsError(f"{annotations}: expected shapes of {asdict(settings)}, found {found}; delete it first")
+            raise FileExistsError(
+                f"{annotations}: expected shapes of {asdict(settings)}, found {found}; delete it first"
+            )
         return
     folder = output / split
     folder.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,8 @@ def _recalls(truth, proposals):
 
 
 def _precisions(truth, detections):
-    precision = _evaluate(truth, detections, False, (1, 10, 100))["precision"]  # (IoUs, recalls, classes, areas, counts)
+    # (IoUs, recalls, classes, areas, counts)
+    precision = _evaluate(truth, detections, False, (1, 10, 100))["precision"]
     found = {"AP": _mean(precision[:, :, :, 0, 2])}
     found |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, 2]) for i in (0, 5)}
     return found | {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, 2]) for a, area in enumerate(AREAS) if a}

@@ -65,9 +65,10 @@ def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ra
     """Where anchors should be (section 3.4): 1 in centre regions, -1 in ignore regions, 0 outside.
 
     A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (sigma strides[0])) + 1/2)``,
-    clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose centres ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by
-    ``center_ratio`` about its centre are positive, at least the cell of the centre itself; those in the box
-    scaled by ``ignore_ratio`` are ignored, there and on the adjacent levels. Positive wins over ignored,
+    clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose centres
+    ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by ``center_ratio`` about its centre are positive, at
+    least the cell of the centre itself; those in the box scaled by ``ignore_ratio`` are ignored, there and on
+    the adjacent levels. Positive wins over ignored,
     ignored over negative, whatever the order of the boxes.
 
     Args:

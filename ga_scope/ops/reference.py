@@ -139,7 +139,10 @@ def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio
 
     boxes = [box for box in boxes.double().tolist() if box[2] > box[0] and box[3] > box[1]]
     home = [
-        min(max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (sigma * strides[0])) + 0.5), 0), len(levels) - 1)
+        min(
+            max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (sigma * strides[0])) + 0.5), 0),
+            len(levels) - 1,
+        )
         for x1, y1, x2, y2 in boxes
     ]
     for level, (height, width) in enumerate(level_sizes):

@@ -30,7 +30,9 @@ def box(x, y, w, h, category=3, image=1, **more):
 
 
 def test_clean_annotations_pass_unchanged(write):
-    records, categories = load_coco_json(*write([box(1, 2, 30, 40, iscrowd=0, area=900), box(5, 5, 9, 9, 7, iscrowd=1)]))
+    records, categories = load_coco_json(
+        *write([box(1, 2, 30, 40, iscrowd=0, area=900), box(5, 5, 9, 9, 7, iscrowd=1)])
+    )
     assert [c["name"] for c in categories] == ["a", "b"]
     first, second = records[0]["annotations"]
     assert first["bbox"] == [1, 2, 30, 40] and first["category_id"] == 0 and first["area"] == 900

@@ -12,9 +12,7 @@ CATEGORIES = [{"id": 5, "name": "a"}, {"id": 9, "name": "b"}]
 
 
 def record(image_id, boxes, crowd=()):
-    annotations = [
-        {"bbox": list(b), "category_id": i % 2, "iscrowd": int(i in crowd)} for i, b in enumerate(boxes)
-    ]
+    annotations = [{"bbox": list(b), "category_id": i % 2, "iscrowd": int(i in crowd)} for i, b in enumerate(boxes)]
     return {"image_id": image_id, "width": 400, "height": 400, "file_name": "x", "annotations": annotations}
 
 

@@ -121,7 +121,13 @@ def test_checkpoints_cross(name, shapes, tmp_path):
         main([*config, "--engine", trains, *overrides(shapes, folder, **{"SOLVER.MAX_ITER": 8})])
         checkpoint = {"MODEL.WEIGHTS": str(folder / "model_final.pth")}
         found = [
-            next(iter(main([*config, "--engine", e, "--eval-only", *overrides(shapes, tmp_path / e / "e", **checkpoint)]).values()))
+            next(
+                iter(
+                    main(
+                        [*config, "--engine", e, "--eval-only", *overrides(shapes, tmp_path / e / "e", **checkpoint)]
+                    ).values()
+                )
+            )
             for e in (trains, tests)
         ]
         for key in ("AR@100", "AP", "anchors_per_image"):

@@ -72,20 +72,21 @@ def batch(masks=False):
     return inputs
 
 
+AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
 VARIANTS = {
     "faster": [],
     "standard heads": ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"],
     "mask": ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1",
              "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"],
-    "cascade": ["MODEL.ROI_HEADS.NAME", "GuidedAnchoringCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
-    "detectron2's cascade": ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+    "cascade": ["MODEL.ROI_HEADS.NAME", "GuidedAnchoringCascadeROIHeads", *AGNOSTIC],
+    "detectron2's cascade": ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *AGNOSTIC],
     "proposals": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_rcnn_takes_the_proposal_generator(variant):
-    """Training step and inference of Faster, Mask and Cascade R-CNN and of proposals alone; an empty image in the batch."""
+    """Training step and inference of Faster, Mask, Cascade R-CNN and proposals alone; the batch has an empty image."""
     from detectron2.utils.events import EventStorage
 
     model, _ = build(VARIANTS[variant])
@@ -137,8 +138,12 @@ def test_lazy_config_builds_the_same():
     generator = instantiate(lazy)
     assert generator.in_features == ["p3", "p4"] and generator.rpn.head.conv.in_channels == 16
     _, cfg = build(["MODEL.RPN.IN_FEATURES", "['p3', 'p4']", "MODEL.GUIDED_ANCHORING.CONV", "True"])
-    from_yaml = GuidedAnchoringRPN(cfg, {"p3": ShapeSpec(channels=16, stride=8), "p4": ShapeSpec(channels=16, stride=16)})
-    assert {n: p.shape for n, p in generator.named_parameters()} == {n: p.shape for n, p in from_yaml.named_parameters()}
+    from_yaml = GuidedAnchoringRPN(
+        cfg, {"p3": ShapeSpec(channels=16, stride=8), "p4": ShapeSpec(channels=16, stride=16)}
+    )
+    assert {n: p.shape for n, p in generator.named_parameters()} == {
+        n: p.shape for n, p in from_yaml.named_parameters()
+    }
 
 
 def test_roi_heads_match_as_detectron2():
@@ -210,9 +215,10 @@ def test_bad_input_is_named(opts, message, shapes, tmp_path):
 
 def test_broken_images_are_named(shapes, tmp_path):
     """A truncated image stops the run with its name, and the run leaves a checkpoint to resume from."""
-    from ga_scope.integrations.detectron2.data import NamedErrorMapper
-    from ga_scope.data.coco import DatasetError
     from detectron2.data import DatasetMapper
+
+    from ga_scope.data.coco import DatasetError
+    from ga_scope.integrations.detectron2.data import NamedErrorMapper
 
     _, cfg = build(overrides(shapes, tmp_path))
     source = next((shapes / "train").glob("*.jpg"))
@@ -231,11 +237,21 @@ def test_dirty_annotations_train(shapes, tmp_path, caplog):
     path = tmp_path / "dirty.json"
     path.write_text(json.dumps(content))
     name = f"dirty_{tmp_path.name}"
-    more = {"DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]], "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,)}
+    more = {
+        "DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]],
+        "DATASETS.TRAIN": (name,),
+        "DATASETS.TEST": (name,),
+    }
     for engine in ("detectron2", "torchvision"):
         from ga_scope.train import main
 
         metrics = main(
-            ["--config-file", shapes_config("ga_rpn_R_18_FPN"), "--engine", engine, *overrides(shapes, tmp_path / engine, **more)]
+            [
+                "--config-file",
+                shapes_config("ga_rpn_R_18_FPN"),
+                "--engine",
+                engine,
+                *overrides(shapes, tmp_path / engine, **more),
+            ]
         )
         assert "AR@100" in metrics[name]

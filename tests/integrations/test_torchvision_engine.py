@@ -44,7 +44,11 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys):
     assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 1
     assert list(tmp_path.glob("events.out.tfevents*"))
     # The same numbers again from the checkpoint.
-    again = run(name, overrides(shapes, tmp_path / "again", **{"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}), "--eval-only")
+    again = run(
+        name,
+        overrides(shapes, tmp_path / "again", **{"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}),
+        "--eval-only",
+    )
     (values,) = again.values()
     for key, value in metrics.items():
         assert value is None or values[key] == pytest.approx(value, abs=1e-9), key
@@ -218,7 +222,9 @@ def test_broken_images_are_named(tmp_path):
 
 
 def test_boxes_follow_resize_and_flip(shapes, tmp_path):
-    cfg = setup(shapes_config("ga_faster_rcnn_R_18_FPN"), overrides(shapes, tmp_path, **{"INPUT.MIN_SIZE_TRAIN": (60,)}))
+    cfg = setup(
+        shapes_config("ga_faster_rcnn_R_18_FPN"), overrides(shapes, tmp_path, **{"INPUT.MIN_SIZE_TRAIN": (60,)})
+    )
     record = image_file(tmp_path) | {
         "annotations": [
             {"bbox": [10, 5, 20, 10], "category_id": 3, "iscrowd": 0},

@@ -48,10 +48,14 @@ class DenseHead(torch.nn.Module):
                 m = F.relu(self.head.conv(m))
             shape = self.head.shape(m)
             offset = F.conv2d(shape.detach(), self.head.adaption.conv_offset.weight)
-            adapted = torchvision.ops.deform_conv2d(m, offset, self.head.adaption.conv_adaption.weight, padding=1).relu()
+            adapted = torchvision.ops.deform_conv2d(
+                m, offset, self.head.adaption.conv_adaption.weight, padding=1
+            ).relu()
             for layer, out in ((self.head.objectness, logits), (self.head.deltas, deltas)):
                 out.append(F.conv2d(adapted, layer.weight[..., None, None], layer.bias).flatten(2))
-        return torch.cat(logits, 2).transpose(1, 2).flatten(0, 1).squeeze(1), torch.cat(deltas, 2).transpose(1, 2).flatten(0, 1)
+        return torch.cat(logits, 2).transpose(1, 2).flatten(0, 1).squeeze(1), torch.cat(deltas, 2).transpose(
+            1, 2
+        ).flatten(0, 1)
 
 
 def make_head(conv, channels=16):
@@ -205,7 +209,9 @@ def test_anchors_follow_equation_2():
     expected = [2.5 * 8 - w / 2, 1.5 * 8 - h / 2, 2.5 * 8 + w / 2, 1.5 * 8 + h / 2]
     assert anchors[1, 5].tolist() == pytest.approx(expected, rel=1e-5)
     locations = torch.tensor([6, 12])
-    torch.testing.assert_close(shapes.decode(pyramid, deltas.flatten(0, 1)[locations], locations), anchors.flatten(0, 1)[locations])
+    torch.testing.assert_close(
+        shapes.decode(pyramid, deltas.flatten(0, 1)[locations], locations), anchors.flatten(0, 1)[locations]
+    )
     sides = shapes.sides(pyramid, deltas.flatten(0, 1)[locations], locations)
     torch.testing.assert_close(sides, (anchors[..., 2:] - anchors[..., :2]).flatten(0, 1)[locations])
     wild = shapes.decode(pyramid, torch.full((2, 7, 2), 1e6))
@@ -219,7 +225,9 @@ def test_shape_loss_follows_equation_6():
     def smooth(x, beta=0.2):
         return 0.5 * x * x / beta if x < beta else x - 0.5 * beta
 
-    expected = sum(smooth(1 - min(a / b, b / a)) for a, b in zip(sides.flatten().tolist(), truth.flatten().tolist())) / 2
+    expected = (
+        sum(smooth(1 - min(a / b, b / a)) for a, b in zip(sides.flatten().tolist(), truth.flatten().tolist())) / 2
+    )
     assert shape_loss(sides, truth).item() == pytest.approx(expected, rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: shape_loss(s, truth), (sides,))
     assert shape_loss(sides[:0], truth[:0]).item() == 0
@@ -245,7 +253,9 @@ def test_shape_targets_are_the_best_covered_boxes(mode):
     samples = targets(pyramid, gt)
     all_boxes = torch.cat(gt)
     assert (labels.flatten()[samples.locations] == 1).all()
-    torch.testing.assert_close(samples.gt_sides, (all_boxes[:, 2:] - all_boxes[:, :2])[index.flatten()[samples.locations]])
+    torch.testing.assert_close(
+        samples.gt_sides, (all_boxes[:, 2:] - all_boxes[:, :2])[index.flatten()[samples.locations]]
+    )
     assert (index[0][labels[0] == 1] < 4).all() and (index[1][labels[1] == 1] >= 4).all()
     for image in range(2):
         assert ((samples.locations // pyramid.locations) == image).sum() <= 16

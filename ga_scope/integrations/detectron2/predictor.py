@@ -37,5 +37,7 @@ class Predictor:
                 instances.pred_classes,
             )
         if self.tap:
-            found.anchors = inspect_anchors(self.tap.rpn, self.tap.features, record["height"] / inputs["image"].shape[1])
+            found.anchors = inspect_anchors(
+                self.tap.rpn, self.tap.features, record["height"] / inputs["image"].shape[1]
+            )
         return found

@@ -58,7 +58,9 @@ class _HighQualityProposals:
         match = iou_match(boxes, [t.gt_boxes.tensor for t in targets])
         # The matcher's thresholds are padded with infinities: between them lies one label each.
         thresholds = match.iou.new_tensor(matcher.thresholds[1:-1])
-        labels = torch.tensor(matcher.labels, device=match.iou.device)[torch.bucketize(match.iou, thresholds, right=True)]
+        labels = torch.tensor(matcher.labels, device=match.iou.device)[
+            torch.bucketize(match.iou, thresholds, right=True)
+        ]
         counts = [len(b) for b in boxes]
         starts = np.cumsum([0, *(len(t) for t in targets)])
         indices = [(i - int(s)).clamp(min=0) for i, s in zip(match.index.split(counts), starts)]
@@ -99,5 +101,7 @@ class GuidedAnchoringCascadeROIHeads(_HighQualityProposals, CascadeROIHeads):
             foreground.append(int((label == 1).sum()))
         storage = get_event_storage()
         storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", np.mean(foreground))
-        storage.put_scalar(f"stage{stage}/roi_head/num_bg_samples", np.mean([len(p) - f for p, f in zip(proposals, foreground)]))
+        storage.put_scalar(
+            f"stage{stage}/roi_head/num_bg_samples", np.mean([len(p) - f for p, f in zip(proposals, foreground)])
+        )
         return proposals

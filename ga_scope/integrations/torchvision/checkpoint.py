@@ -36,7 +36,9 @@ def detectron2_name(name: str) -> str:
     for ours, theirs in _NAMES:
         match = re.fullmatch(ours, name)
         if match:
-            renumbered = re.sub(r"\{\\(\d)\+(\d)\}", lambda m: str(int(match[int(m[1])]) + int(m[2])), theirs)
+            renumbered = re.sub(
+                r"\{\\(\d)\+(\d)\}", lambda m, match=match: str(int(match[int(m[1])]) + int(m[2])), theirs
+            )
             return match.expand(renumbered)
     return name
 

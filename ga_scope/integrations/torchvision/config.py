@@ -132,9 +132,7 @@ def get_cfg() -> CN:
             "WARMUP_METHOD": "linear",
             "CHECKPOINT_PERIOD": 5000,
             "IMS_PER_BATCH": 16,
-            "CLIP_GRADIENTS": CN(
-                {"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0}
-            ),
+            "CLIP_GRADIENTS": CN({"ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0}),
         }
     )
     cfg.SOLVER.AMP = CN({"ENABLED": False})

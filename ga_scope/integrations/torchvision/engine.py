@@ -49,7 +49,7 @@ class Trainer:
             self.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
 
     def train(self):
-        """Runs to SOLVER.MAX_ITER; saves every CHECKPOINT_PERIOD iterations and at the end. Returns the last metrics."""
+        """To SOLVER.MAX_ITER; saves every CHECKPOINT_PERIOD iterations and at the end. Returns the last metrics."""
         cfg, limit = self.cfg, self.cfg.SOLVER.MAX_ITER
         if self.start >= limit:
             logger.info("nothing to train: iteration %d of %d", self.start, limit)

@@ -25,5 +25,7 @@ class Predictor:
         if "boxes" in output:
             found.boxes, found.scores, found.classes = (output[k].cpu() for k in ("boxes", "scores", "classes"))
         if self.tap:
-            found.anchors = inspect_anchors(self.tap.rpn, self.tap.features, record["height"] / inputs["image"].shape[1])
+            found.anchors = inspect_anchors(
+                self.tap.rpn, self.tap.features, record["height"] / inputs["image"].shape[1]
+            )
         return found

@@ -48,9 +48,7 @@ class RCNN(nn.Module):
         targets = None
         if self.training:
             # Labels from 1 in torchvision's heads: 0 is the background.
-            targets = [
-                {"boxes": x["boxes"].to(self.device), "labels": x["labels"].to(self.device) + 1} for x in inputs
-            ]
+            targets = [{"boxes": x["boxes"].to(self.device), "labels": x["labels"].to(self.device) + 1} for x in inputs]
         proposals, losses = self.proposal_generator(images, features, targets)
         if self.roi_heads is None:
             return losses if self.training else [_scaled(p, x, s) for p, x, s in _zip(proposals, inputs, images)]

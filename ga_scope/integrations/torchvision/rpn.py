@@ -44,9 +44,7 @@ class SlidingWindowRPN(RegionProposalNetwork):
         return [Proposals(b, s.logit()) for b, s in zip(boxes, scores)], scores
 
     def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
-        positive, negative = (
-            torch.where(torch.cat(sampled, 0))[0] for sampled in self.fg_bg_sampler(labels)
-        )
+        positive, negative = (torch.where(torch.cat(sampled, 0))[0] for sampled in self.fg_bg_sampler(labels))
         normalizer = self.fg_bg_sampler.batch_size_per_image * len(labels)
         sampled, targets = torch.cat([positive, negative]), torch.cat(labels)
         logits = objectness.flatten()[sampled]
@@ -113,5 +111,7 @@ def _per_level(cfg, key, levels):
     if len(values) == 1:
         values = values * levels
     if len(values) != levels:
-        raise ValueError(f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}")
+        raise ValueError(
+            f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
+        )
     return tuple(tuple(v) for v in values)

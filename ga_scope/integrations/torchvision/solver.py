@@ -60,4 +60,6 @@ def build_lr_schedule(cfg):
     warmup = LinearParamScheduler(start, end) if solver.WARMUP_METHOD == "linear" else ConstantParamScheduler(start)
     if length == 1.0:
         return warmup
-    return CompositeParamScheduler([warmup, schedule], interval_scaling=["rescaled", "fixed"], lengths=[length, 1 - length])
+    return CompositeParamScheduler(
+        [warmup, schedule], interval_scaling=["rescaled", "fixed"], lengths=[length, 1 - length]
+    )
