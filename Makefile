@@ -38,12 +38,12 @@ test: install
 lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run --Werror $(shell find csrc -type f)
+	$(dir $(PY))clang-format --dry-run --Werror $(shell find csrc -type f)
 
 format: install
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
-	$(PY) -m clang_format -i $(shell find csrc -type f)
+	$(dir $(PY))clang-format -i $(shell find csrc -type f)
 
 clean:
 	rm -rf build ga_scope/*.so ga_scope/_build_record.json .venv/.installed
