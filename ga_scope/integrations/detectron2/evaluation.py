@@ -64,8 +64,6 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
 def copied(proposals: list[Instances]) -> list[Instances]:
     """Proposals of a batch that stay as they are: ``detector_postprocess`` scales what it is given in place."""
     return [
-        Instances(
-            p.image_size, proposal_boxes=p.proposal_boxes.clone(), objectness_logits=p.objectness_logits.clone()
-        )
+        Instances(p.image_size, proposal_boxes=p.proposal_boxes.clone(), objectness_logits=p.objectness_logits.clone())
         for p in proposals
     ]

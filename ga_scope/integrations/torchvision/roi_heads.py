@@ -95,7 +95,7 @@ class FastRCNNHeads(RoIHeads):
         """Boxes, scores and labels per image, by detectron2's rules: predictions that are not finite are
         dropped before NMS, empty boxes after it. (torchvision drops boxes thinner than 0.01 px, and before.)"""
         counts = [len(p) for p in proposals]
-        decoded = self.box_coder.decode(box_regression, proposals).split(counts)
+        decoded = self.box_coder.decode(box_regression, proposals).view(*class_logits.shape, 4).split(counts)
         probabilities = class_logits.softmax(1).split(counts)
         found = []
         for boxes, scores, shape in zip(decoded, probabilities, image_shapes):
