@@ -1,5 +1,7 @@
 """The configuration keys of this project, on top of detectron2's. Both engines read them."""
 
+from .data.coco import DatasetError
+
 
 def add_ga_scope_config(cfg):
     """Adds ``MODEL.GUIDED_ANCHORING`` and a few keys beside detectron2's own to a ``CfgNode``, in place."""
@@ -65,6 +67,20 @@ def add_ga_scope_config(cfg):
     ga.ADAPTION = CN()
     ga.ADAPTION.OFFSET_GROUPS = 4
     return cfg
+
+
+# The part of MODEL that holds NUM_CLASSES, by META_ARCHITECTURE. Models that are not here know no classes.
+CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS"}
+
+
+def check_num_classes(cfg, dataset: str, categories: int):
+    """Class numbers and the size of the last layer must agree, or training fails far from the cause."""
+    part = CLASSES_UNDER.get(cfg.MODEL.META_ARCHITECTURE)
+    if part is not None and cfg.MODEL[part].NUM_CLASSES != categories:
+        raise DatasetError(
+            f"MODEL.{part}.NUM_CLASSES: expected {categories}, the categories of {dataset}, "
+            f"got {cfg.MODEL[part].NUM_CLASSES}"
+        )
 
 
 def guided_anchor_rpn_arguments(cfg) -> dict:
