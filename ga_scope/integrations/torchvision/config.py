@@ -145,6 +145,7 @@ def get_cfg() -> CN:
 PARTS = {
     "GeneralizedRCNN": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD"),
     "ProposalNetwork": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN"),
+    "ScopeNet": ("SCOPENET",),
 }
 
 # Keys whose value this engine takes only from a list. Some of detectron2's defaults are not among them.

@@ -5,11 +5,13 @@ import torch
 from .config import check_cfg
 from .detector import Detector
 from .rcnn import build_rcnn
+from .scopenet import build_scopenet
 
 # Every name here has its entry in config.PARTS, which says what keys it reads.
 META_ARCHITECTURES = {
     "GeneralizedRCNN": build_rcnn,
     "ProposalNetwork": build_rcnn,
+    "ScopeNet": build_scopenet,
 }
 
 
