@@ -11,7 +11,7 @@ from ga_scope.checkpoint import CheckpointError
 from ga_scope.integrations.torchvision import run as builtin
 from ga_scope.integrations.torchvision import zoo
 from ga_scope.integrations.torchvision.checkpoint import BuiltinCheckpointer, to_detectron2
-from ga_scope.integrations.torchvision.rcnn import build_model
+from ga_scope.integrations.torchvision.models import build_model
 
 from .conftest import randomise
 

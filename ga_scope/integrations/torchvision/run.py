@@ -9,7 +9,7 @@ from ...evaluation import report
 from ...train import ConfigError, announce, resolve_device
 from .config import get_cfg, merge_file
 from .engine import Trainer, evaluate
-from .rcnn import build_model
+from .models import build_model
 
 
 def setup(config_file, opts=()):
