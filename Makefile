@@ -1,4 +1,5 @@
 # make demo    trains GA-Faster R-CNN on generated shapes, evaluates it, draws pictures: output/demo
+# make scopenet-demo  the same with ScopeNet: output/scopenet-demo
 # make test    the tests
 # make lint    ruff and clang-format
 # make install what all of them do first: a virtual environment with pinned versions, and the operators.
@@ -16,7 +17,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo scopenet-demo test lint format clean
 
 install: $(INSTALLED)
 
@@ -31,6 +32,15 @@ demo: install
 	$(PY) train_net.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR $(DEMO)
 	$(PY) tools/visualize.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml \
 	  --input shapes_val --output $(DEMO)/pictures MODEL.WEIGHTS $(DEMO)/model_final.pth
+
+SCOPENET_DEMO := output/scopenet-demo
+SCOPENET_CONFIG := configs/shapes/scopenet_R_18_FPN.yaml
+
+scopenet-demo: install
+	$(PY) tools/make_shapes.py datasets/shapes
+	$(PY) train_net.py --config-file $(SCOPENET_CONFIG) OUTPUT_DIR $(SCOPENET_DEMO)
+	$(PY) tools/visualize_scope.py --config-file $(SCOPENET_CONFIG) \
+	  --input shapes_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
 
 test: install
 	$(PY) -m pytest

@@ -207,6 +207,11 @@ def build_scope_detector(cfg, channels: int, strides):
             f"MODEL.SCOPENET.TARGETS.RANGES: expected {len(strides) - 1} limits between the {len(strides)} levels of "
             f"IN_FEATURES, got {len(scope.TARGETS.RANGES)}"
         )
+    if scope.BINS.NUM < 1 or scope.BINS.SIZE <= 0:
+        raise ConfigError(
+            f"MODEL.SCOPENET.BINS.NUM, .SIZE: expected at least 1 bin of a size above 0, got {scope.BINS.NUM}, "
+            f"{scope.BINS.SIZE}"
+        )
     bins = ScopeBins(scope.BINS.NUM, scope.BINS.SIZE)
     head = ScopeHead(
         channels,

@@ -24,15 +24,18 @@ def run(name, opts, *flags):
     return main(["--config-file", shapes_config(name), "--engine", "detectron2", *flags, *opts])
 
 
-@pytest.mark.parametrize("name", ["rpn_R_18_FPN", "ga_rpn_R_18_FPN", "faster_rcnn_R_18_FPN", "ga_faster_rcnn_R_18_FPN"])
+SMALL = ["rpn_R_18_FPN", "ga_rpn_R_18_FPN", "faster_rcnn_R_18_FPN", "ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_train_and_evaluate(name, shapes, tmp_path, capsys):
     run(name, overrides(shapes, tmp_path))
     assert capsys.readouterr().out.startswith("engine: detectron2 0.")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "anchors_per_image", "active_fraction"):
-        assert key in metrics
-    assert ("AP50" in metrics) == ("faster" in name)
-    if not name.startswith("ga"):
+        assert (key in metrics) == ("scopenet" not in name)
+    assert ("AP50" in metrics) == ("rpn" not in name)
+    if name in ("rpn_R_18_FPN", "faster_rcnn_R_18_FPN"):
         assert metrics["active_fraction"] == 3
     weights = {"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}
     (again,) = run(name, overrides(shapes, tmp_path / "again", **weights), "--eval-only").values()
@@ -185,7 +188,8 @@ def test_heads_use_the_best_proposals_only():
 
 
 @pytest.mark.slow
-def test_overfits_four_images(shapes, four_images, tmp_path):
+@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
+def test_overfits_four_images(model, shapes, four_images, tmp_path):
     name = f"four_{tmp_path.name}"
     opts = overrides(
         shapes, tmp_path,
@@ -195,7 +199,7 @@ def test_overfits_four_images(shapes, four_images, tmp_path):
             "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
         },
     )  # fmt: skip
-    (metrics,) = run("ga_faster_rcnn_R_18_FPN", opts).values()
+    (metrics,) = run(model, opts).values()
     assert metrics["AP50"] > 0.95, metrics
 
 
@@ -257,3 +261,69 @@ def test_dirty_annotations_train(shapes, tmp_path, caplog):
             ]
         )
         assert "AR@100" in metrics[name]
+
+
+# ---- ScopeNet --------------------------------------------------------------------------------------
+
+
+def test_scopenet_trains_a_batch_with_an_empty_image():
+    """Losses and gradients of every parameter; inference scales its boxes to the size that is asked for."""
+    from detectron2.utils.events import EventStorage
+
+    model, _ = build(config=shapes_config("scopenet_R_18_FPN"))
+    with EventStorage():
+        losses = model.train()(batch())
+        sum(losses.values()).backward()
+    assert set(losses) == {"loss_cls", "loss_box", "loss_bin"} and all(loss.isfinite() for loss in losses.values())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    model.detector.score_thresh = 0.0
+    inputs = batch()
+    inputs[0] |= {"height": 192, "width": 256}
+    with torch.no_grad():
+        first, _ = model.eval()(inputs)
+    instances = first["instances"]
+    assert instances.image_size == (192, 256) and len(instances) == 100
+    assert instances.pred_boxes.tensor.amax(0)[2] > 128
+
+
+def test_scopenet_of_a_lazy_config():
+    """Explicit arguments instead of a yaml."""
+    from detectron2.config import LazyCall as L
+    from detectron2.config import instantiate
+    from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+    from detectron2.modeling.backbone.fpn import LastLevelP6P7
+
+    from ga_scope.integrations.detectron2 import ScopeNet
+    from ga_scope.modeling.scope import ScopeBins, ScopeDetector, ScopeHead
+
+    bottom_up = L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="BN"),
+        stages=L(ResNet.make_default_stages)(depth=18, norm="BN"),
+        out_features=["res3", "res4", "res5"],
+    )
+    top = L(LastLevelP6P7)(in_channels=64, out_channels=64, in_feature="p5")
+    lazy = L(ScopeNet)(
+        backbone=L(FPN)(bottom_up=bottom_up, in_features=["res3", "res4", "res5"], out_channels=64, top_block=top),
+        in_features=["p3", "p4", "p5", "p6", "p7"],
+        detector=L(ScopeDetector)(
+            head=L(ScopeHead)(in_channels=64, classes=5, bins=L(ScopeBins)(count=3, size=1.25), convs=1),
+            strides=(8, 16, 32, 64, 128),
+        ),
+        pixel_mean=[0.0] * 3,
+        pixel_std=[1.0] * 3,
+    )
+    losses = instantiate(lazy)(batch())
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.SCOPENET.NUM_CLASSES", "80"], "MODEL.SCOPENET.NUM_CLASSES: expected 5, the categories of"),
+        (["MODEL.SCOPENET.RESCORE", "max"], "MODEL.SCOPENET.RESCORE: expected 'none', 'mean', 'distribution', got"),
+    ],
+)
+def test_bad_configurations_of_scopenet_are_named(opts, message, shapes, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("scopenet_R_18_FPN", [*overrides(shapes, tmp_path), *opts])

@@ -19,7 +19,7 @@ from ga_scope.train import ConfigError, main
 from .conftest import overrides, randomise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL = ["rpn_R_18_FPN", "ga_rpn_R_18_FPN", "faster_rcnn_R_18_FPN", "ga_faster_rcnn_R_18_FPN"]
+SMALL = ["rpn_R_18_FPN", "ga_rpn_R_18_FPN", "faster_rcnn_R_18_FPN", "ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"]
 
 
 def shapes_config(name):
@@ -38,8 +38,8 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys):
     assert printed.splitlines()[0].endswith(f"config: {shapes_config(name)}")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "anchors_per_image", "active_fraction"):
-        assert key in metrics
-    assert ("AP50" in metrics) == ("faster" in name)
+        assert (key in metrics) == ("scopenet" not in name)
+    assert ("AP50" in metrics) == ("rpn" not in name)
     assert (tmp_path / "model_final.pth").exists() and (tmp_path / "config.yaml").exists()
     assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 1
     assert list(tmp_path.glob("events.out.tfevents*"))
@@ -95,7 +95,8 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_overfits_four_images(shapes, four_images, tmp_path):
+@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
+def test_overfits_four_images(model, shapes, four_images, tmp_path):
     name = f"four_{tmp_path.name}"
     opts = overrides(
         shapes, tmp_path,
@@ -105,7 +106,7 @@ def test_overfits_four_images(shapes, four_images, tmp_path):
             "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
         },
     )  # fmt: skip
-    (metrics,) = run("ga_faster_rcnn_R_18_FPN", opts).values()
+    (metrics,) = run(model, opts).values()
     assert metrics["AP50"] > 0.95, metrics
 
 
@@ -134,6 +135,7 @@ def test_every_configuration_builds():
         (["SOLVER.MAX_ITER", "'many'"], "SOLVER.MAX_ITER: .*Type mismatch"),
         (["DATASETS.TRAIN", "('nowhere',)"], "no dataset 'nowhere'"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES: expected 5, the categories of"),
+        (["MODEL.META_ARCHITECTURE", "YOLO"], "MODEL.META_ARCHITECTURE: expected .*'ScopeNet', got 'YOLO'"),
     ],
 )
 def test_bad_configurations_are_named(opts, message, shapes, tmp_path):
@@ -141,6 +143,28 @@ def test_bad_configurations_are_named(opts, message, shapes, tmp_path):
         pytest.skip("there is a CUDA device")
     with pytest.raises(SystemExit, match=message):
         run("ga_faster_rcnn_R_18_FPN", [*overrides(shapes, tmp_path), *opts])
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.SCOPENET.NUM_CLASSES", "80"], "MODEL.SCOPENET.NUM_CLASSES: expected 5, the categories of"),
+        (["MODEL.SCOPENET.NORM", "BN"], "MODEL.SCOPENET.NORM: expected '', 'GN', got 'BN'"),
+        (["MODEL.SCOPENET.RESCORE", "max"], "MODEL.SCOPENET.RESCORE: expected 'none', 'mean', 'distribution', got"),
+        (
+            ["MODEL.SCOPENET.BINS.TARGETS", "hard"],
+            "MODEL.SCOPENET.BINS.TARGETS: expected 'one_hot', 'soft', got 'hard'",
+        ),
+        (["MODEL.SCOPENET.BINS.NUM", "0"], "MODEL.SCOPENET.BINS.NUM, .SIZE: expected at least 1 bin .* got 0, 1.0"),
+        (["MODEL.SCOPENET.LOSS.BOX", "l1"], "MODEL.SCOPENET.LOSS.BOX: expected 'iou', 'giou', 'diou', got 'l1'"),
+        (["MODEL.SCOPENET.TARGETS.RANGES", "[64]"], "MODEL.SCOPENET.TARGETS.RANGES: expected 4 limits .* got 1"),
+        (["MODEL.SCOPENET.IN_FEATURES", "['p2', 'p3']"], "MODEL.SCOPENET.IN_FEATURES: expected names of p3 to p7"),
+        (["MODEL.FPN.IN_FEATURES", "['res4', 'res5']"], "MODEL.FPN.IN_FEATURES: expected"),
+    ],
+)
+def test_bad_configurations_of_scopenet_are_named(opts, message, shapes, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        run("scopenet_R_18_FPN", [*overrides(shapes, tmp_path), *opts])
 
 
 def test_unknown_keys_in_a_file_are_named(tmp_path):

@@ -138,8 +138,11 @@ class ScopeDetector(nn.Module):
         candidates = ((scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero()[:, 0]
         boxes, scores, classes = boxes[candidates], scores[candidates], classes[candidates]
         # Classes side by side on one wide image: boxes of different classes do not overlap there.
-        shift = classes.to(boxes.dtype) * (max(size) + 1)
-        return candidates[nms(boxes + shift[:, None], scores, self.nms_thresh)[: self.detections_per_image]]
+        boxes = boxes + (classes.to(boxes.dtype) * (max(size) + 1))[:, None]
+        # torch.export takes it that torchvision's nms always leaves two boxes. So it does: these, the last.
+        boxes = torch.cat([boxes, boxes.new_tensor([[-2.0, -2, -1, -1], [-4, -4, -3, -3]])])
+        scores = torch.cat([scores, scores.new_full((2,), -1)])
+        return candidates[nms(boxes, scores, self.nms_thresh)[:-2][: self.detections_per_image]]
 
     # ---- losses ---------------------------------------------------------------------------------
 

@@ -1,0 +1,201 @@
+"""What ScopeNet knows of each side of a box, and how good its scores and anchors are."""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only; no display needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from ..modeling.pyramid import Pyramid
+from ..modeling.scope import ScopeDetector
+from ..ops import iou_match
+
+SIDES = ("left", "top", "right", "bottom")
+COLOURS = plt.get_cmap("tab10").colors
+TRUTH = "#00d45a"
+
+
+@dataclass
+class Scopes:
+    """The detections of one image, best first, and the bin distributions that they come from. Pixels of the file."""
+
+    boxes: Tensor  # (D, 4)
+    scores: Tensor  # (D,) p_box
+    classes: Tensor  # (D,)
+    class_scores: Tensor  # (D,) p_cls
+    localization_scores: Tensor  # (D,) p_loc, 1 for a head with one bin
+    probabilities: Tensor  # (D, 4, B)
+    points: Tensor  # (D, 2) the locations that say so
+    strides: Tensor  # (D,) of their levels
+
+
+class ScopeTap:
+    """Looks again at the image that a :class:`ScopeDetector` was last called with, alone in its batch."""
+
+    def __init__(self, model: nn.Module):
+        found = [module for module in model.modules() if isinstance(module, ScopeDetector)]
+        if len(found) != 1:
+            raise ValueError(
+                f"model: expected a ScopeNet, got {type(model).__name__} with {len(found)} scope detectors"
+            )
+        (self.detector,) = found
+        self.detector.register_forward_pre_hook(self._take)
+
+    def _take(self, module, args):
+        self._features, self._sizes = args[:2]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that the network saw, without padding."""
+        return self._sizes[0]
+
+    @torch.no_grad()
+    def scopes(self, height: int, width: int) -> Scopes:
+        """Of an image file of this size."""
+        detector = self.detector
+        pyramid = Pyramid.of(self._features, detector.strides)
+        predictions = detector.head(pyramid, self._features)
+        ((found, rows),) = detector.detections(pyramid, predictions, self._sizes)
+        scale = found.boxes.new_tensor([width / self.image_size[1], height / self.image_size[0]])
+        logits = predictions.bin_logits[0, rows]
+        several = detector.head.bins.count > 1
+        parts = (
+            found.boxes * scale.repeat(2),
+            found.scores,
+            found.classes,
+            predictions.class_logits[0, rows, found.classes].sigmoid(),
+            detector.localization_score(logits) if several else torch.ones_like(found.scores),
+            logits.softmax(-1),
+            pyramid.centers(rows.device)[rows] * scale,
+            pyramid.per_level(detector.strides, rows.device)[rows] * scale.mean(),
+        )
+        return Scopes(*(part.cpu() for part in parts))
+
+
+def draw_scopes(path, image, scopes: Scopes, detector: ScopeDetector, truth, names, score_thresh=0.3, most=3):
+    """Writes the detections of an image and, for the ``most`` best, the bins of every side.
+
+    Args:
+        truth: boxes (G, 4), or None where they are not known.
+        names: of the classes.
+    """
+    image = np.asarray(image)
+    kept = (scopes.scores >= score_thresh).nonzero()[:, 0]
+    rows = max(1, min(most, len(kept)))
+    figure = plt.figure(figsize=(3.4 * rows + 5, 1.75 * rows + 0.6), layout="constrained")
+    grid = figure.add_gridspec(rows, 6)
+    axis = figure.add_subplot(grid[:, :2])
+    axis.imshow(image)
+    axis.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
+    for box in [] if truth is None else truth:
+        _box(axis, box, TRUTH, 1.0, linestyle="--")
+    for rank, index in enumerate(kept.tolist()):
+        colour = COLOURS[rank % len(COLOURS)] if rank < most else "#888888"
+        _box(axis, scopes.boxes[index], colour, 1.6)
+        axis.plot(*scopes.points[index].tolist(), "o", color=colour, markersize=3, markeredgecolor="white")
+        label = f"{names[int(scopes.classes[index])]} {scopes.scores[index]:.2f}"
+        axis.text(
+            float(scopes.boxes[index, 0]), float(scopes.boxes[index, 1]) - 1, label, fontsize=6, color="white",
+            va="bottom", clip_on=True, bbox={"facecolor": colour, "alpha": 0.8, "pad": 0.8, "edgecolor": "none"},
+        )  # fmt: skip
+    axis.set_title(f"{len(kept)} detections (score ≥ {score_thresh}); dashed: objects", fontsize=8)
+    edges = [0, *detector.head.bins.boundaries, 8]
+    for rank, index in enumerate(kept[:most].tolist()):
+        colour = COLOURS[rank % len(COLOURS)]
+        sides = _distances(scopes, index)
+        for side, name in enumerate(SIDES):
+            plot = figure.add_subplot(grid[rank, 2 + side])
+            plot.bar(range(detector.head.bins.count), scopes.probabilities[index, side], color=colour)
+            plot.set(ylim=(0, 1), yticks=(0, 0.5, 1) if side == 0 else (), xticks=range(detector.head.bins.count))
+            plot.set_xticklabels([f"{a:g}–{b:g}" for a, b in itertools.pairwise(edges)], fontsize=5)
+            plot.tick_params(axis="y", labelsize=6)
+            plot.set_title(f"{name}: {sides[side]:.2f} strides", fontsize=7)
+            if side == 0:
+                scores = f"{scopes.class_scores[index]:.2f} · {scopes.localization_scores[index]:.2f}"
+                plot.set_ylabel(f"{names[int(scopes.classes[index])]}\n{scores}", fontsize=6, color=colour)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _box(axis, box, colour, width, **style):
+    x1, y1, x2, y2 = (float(v) for v in box)
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, **style))
+
+
+def _distances(scopes, index):
+    x, y = scopes.points[index].tolist()
+    x1, y1, x2, y2 = scopes.boxes[index].tolist()
+    return [d / float(scopes.strides[index]) for d in (x - x1, y - y1, x2 - x, y2 - y)]
+
+
+def learned_distances(detector: ScopeDetector, sizes, gt_boxes) -> Tensor:
+    """Distances (L, 4), in strides, that the detector has to learn, of images (height, width) with their boxes."""
+    found = []
+    for (height, width), boxes in zip(sizes, gt_boxes):
+        levels = tuple((-(-height // s), -(-width // s)) for s in detector.strides)
+        pyramid = Pyramid(1, levels, detector.strides)
+        index = detector.targets(pyramid, [boxes]).localization[0]
+        places = (index >= 0).nonzero()[:, 0]
+        center, stride = pyramid.centers("cpu")[places], pyramid.per_level(detector.strides, "cpu")[places, None]
+        box = boxes[index[places]]
+        found.append(torch.cat([center - box[:, :2], box[:, 2:] - center], 1) / stride)
+    return torch.cat(found)
+
+
+def draw_anchors(path, detector: ScopeDetector, distances: Tensor):
+    """Writes the learned anchors 2^{a_n} over the histogram of the data's distances (:func:`learned_distances`)."""
+    bins = detector.head.bins
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    axis.hist(distances.flatten().log2().clamp(min=-6), bins=80, color="#b8c4d6", label="distances to learn")
+    for n, boundary in enumerate(bins.boundaries):
+        axis.axvline(np.log2(boundary), color="#777777", linewidth=0.8, label="limits of the bins" if n == 0 else None)
+    learned = detector.head.log_anchors.detach().cpu().tolist()
+    for n, (start, end) in enumerate(zip(bins.log_centers, learned)):
+        axis.axvline(start, color="#1f77b4", linestyle=":", label="anchors at the start" if n == 0 else None)
+        axis.axvline(end, color="#d62728", label="learned anchors" if n == 0 else None)
+        axis.text(end, axis.get_ylim()[1] * 0.97, f" {2**end:.2f}", fontsize=7, color="#d62728", va="top")
+    axis.set(xlabel="log2 of the distance to a side, in strides", ylabel="sides of positive locations")
+    axis.legend(fontsize=7, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def true_ious(scopes: Scopes, boxes: Tensor, classes: Tensor) -> Tensor:
+    """IoU (D,) of every detection with the best object of its class."""
+    found = torch.zeros(len(scopes.boxes))
+    for label in scopes.classes.unique():
+        of_class, objects = scopes.classes == label, boxes[classes == label]
+        if len(objects):
+            found[of_class] = iou_match(scopes.boxes[of_class].float(), objects.float()).iou
+    return found
+
+
+def draw_scores(path, ious: Tensor, class_scores: Tensor, box_scores: Tensor) -> tuple[float, float]:
+    """Writes the true IoU of detections against both scores; returns the two rank correlations (Spearman)."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained", sharey=True)
+    correlations = []
+    for axis, scores, name in zip(axes, (class_scores, box_scores), ("p_cls", "p_box = p_cls · p_loc")):
+        correlations.append(_rank_correlation(scores, ious))
+        axis.scatter(scores, ious, s=4, alpha=0.3, linewidth=0, color="#1f77b4")
+        parts = [p for p in scores.argsort().chunk(10) if len(p)]
+        means = [scores[p].mean() for p in parts], [ious[p].mean() for p in parts]
+        axis.plot(*means, "o-", color="#d62728", markersize=3, label="mean of each tenth")
+        axis.set(xlabel=name, xlim=(0, 1), ylim=(0, 1), title=f"rank correlation {correlations[-1]:.3f}")
+        axis.legend(fontsize=7, frameon=False, loc="lower right")
+    axes[0].set_ylabel("IoU with the best object of the class")
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+    return tuple(correlations)
+
+
+def _rank_correlation(a, b):
+    ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
+    return float(torch.corrcoef(ranks)[0, 1]) if ranks.shape[1] > 1 else float("nan")
