@@ -1,4 +1,11 @@
-"""The configuration keys of this project, on top of detectron2's. Both engines read them."""
+"""The configuration keys of this project, on top of detectron2's, and the models that they describe.
+
+Both engines read them.
+"""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be honoured; the message names the key or the file."""
 
 
 def add_ga_scope_config(cfg):
@@ -32,6 +39,8 @@ def add_ga_scope_config(cfg):
     ga.LOW_QUALITY_IOU = 0.3
 
     ga.LOCATION = CN()
+    # False (Table 4, without L.): anchors at every location.
+    ga.LOCATION.ENABLED = True
     # A location is active from this probability on (epsilon_L). Table 5: 0.05 keeps 6.5 % at no loss.
     ga.LOCATION.THRESHOLD = 0.01
     # The best locations per level and image that may be active; 0: no limit. In training the limit is
@@ -47,6 +56,10 @@ def add_ga_scope_config(cfg):
     ga.LOCATION.LOSS_WEIGHT = 1.0  # lambda_1
 
     ga.SHAPE = CN()
+    # False (Table 4, without S.): the fixed anchors of MODEL.ANCHOR_GENERATOR; ADAPTION.OFFSETS must not be "shape".
+    ga.SHAPE.ENABLED = True
+    # True (Table 6, without C.A.): anchors may also move off the centres of their locations.
+    ga.SHAPE.PREDICT_CENTER = False
     # vIoU (Eq. 5): "sampled" over SCALES x RATIOS times SIGMA * stride, as the paper has it, or "exact"
     # over all sides within SIZE_RANGE times SIGMA * stride.
     ga.SHAPE.MODE = "sampled"
@@ -64,19 +77,25 @@ def add_ga_scope_config(cfg):
 
     ga.ADAPTION = CN()
     ga.ADAPTION.OFFSET_GROUPS = 4
+    # Where the offsets of the 3x3 deformable convolution come from: "shape" (Eq. 3), "features" (4.3: not
+    # guided by anchors), "none" (Table 4, without F.A.: an ordinary convolution).
+    ga.ADAPTION.OFFSETS = "shape"
     return cfg
 
 
-def guided_anchor_rpn_arguments(cfg) -> dict:
-    """The arguments of :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` (without ``head``, ``strides``)."""
-    from .modeling.box_coding import BoxCoder
-    from .modeling.guided_anchoring import AnchorShapes, LocationSelection, LocationTargets, ShapeTargets
+def _generation_arguments(cfg, levels: int) -> dict:
+    """The arguments of :class:`ga_scope.modeling.guided_anchoring.AnchorGeneration` (without ``head``, ``strides``)."""
+    from .modeling.guided_anchoring import AnchorShapes, FixedShapes, LocationSelection, LocationTargets, ShapeTargets
 
-    ga, rpn = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RPN
+    ga = cfg.MODEL.GUIDED_ANCHORING
+    if ga.SHAPE.ENABLED:
+        shapes = AnchorShapes(ga.SIGMA, ga.SHAPE_STD, ga.SHAPE.PREDICT_CENTER)
+    else:
+        sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
+        shapes = FixedShapes.of(sizes, ratios)
     return {
-        "shapes": AnchorShapes(ga.SIGMA, ga.SHAPE_STD),
+        "shapes": shapes,
         "selection": LocationSelection(ga.LOCATION.THRESHOLD, ga.LOCATION.TOPK_TEST),
-        "training_selection": LocationSelection(ga.LOCATION.THRESHOLD, rpn.PRE_NMS_TOPK_TRAIN),
         "location_targets": LocationTargets(ga.LOCATION.CENTER_RATIO, ga.LOCATION.IGNORE_RATIO, ga.SIGMA),
         "shape_targets": ShapeTargets(
             ga.SHAPE.MODE,
@@ -90,26 +109,101 @@ def guided_anchor_rpn_arguments(cfg) -> dict:
             ga.SHAPE.POSITIVE_FRACTION,
         ),
         "cell_offset": ga.CELL_OFFSET,
-        "box_coder": BoxCoder(rpn.BBOX_REG_WEIGHTS),
-        "iou_thresholds": rpn.IOU_THRESHOLDS,
-        "per_image": rpn.BATCH_SIZE_PER_IMAGE,
-        "positive_fraction": rpn.POSITIVE_FRACTION,
         "focal_alpha": ga.LOCATION.FOCAL_LOSS_ALPHA,
         "focal_gamma": ga.LOCATION.FOCAL_LOSS_GAMMA,
         "outside_weight": ga.LOCATION.OUTSIDE_WEIGHT,
-        "low_quality_iou": ga.LOW_QUALITY_IOU,
         "shape_beta": ga.SHAPE.SMOOTH_L1_BETA,
-        "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
-        "loss_weights": {
-            "location": ga.LOCATION.LOSS_WEIGHT,
-            "shape": ga.SHAPE.LOSS_WEIGHT,
-            "objectness": rpn.LOSS_WEIGHT,
-            "box": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
-        },
-        "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
-        "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
-        "nms_thresh": rpn.NMS_THRESH,
-        "min_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-        # GA-RPN alone makes no use of proposals while it trains.
-        "proposals_in_training": cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
+        "location_weight": ga.LOCATION.LOSS_WEIGHT,
+        "shape_weight": ga.SHAPE.LOSS_WEIGHT,
     }
+
+
+def build_guided_anchor_rpn(cfg, channels: int, strides):
+    """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` of a configuration."""
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN, LocationSelection
+
+    ga, rpn = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RPN
+    if not ga.SHAPE.ENABLED and ga.ADAPTION.OFFSETS == "shape":
+        raise ConfigError(
+            "MODEL.GUIDED_ANCHORING.ADAPTION.OFFSETS: expected 'features' or 'none' where SHAPE.ENABLED is False, "
+            "got 'shape'"
+        )
+    generation = _generation_arguments(cfg, len(strides))
+    shapes = generation["shapes"]
+    head = GuidedAnchorHead(
+        channels,
+        ga.CONV,
+        ga.ADAPTION.OFFSET_GROUPS,
+        offsets=ga.ADAPTION.OFFSETS,
+        location=ga.LOCATION.ENABLED,
+        shape_columns=shapes.columns,
+        anchors_per_location=shapes.per_location,
+    )
+    return GuidedAnchorRPN(
+        head,
+        strides,
+        training_selection=LocationSelection(ga.LOCATION.THRESHOLD, rpn.PRE_NMS_TOPK_TRAIN),
+        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
+        iou_thresholds=rpn.IOU_THRESHOLDS,
+        low_quality_iou=ga.LOW_QUALITY_IOU,
+        per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        objectness_weight=rpn.LOSS_WEIGHT,
+        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        nms_thresh=rpn.NMS_THRESH,
+        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        # GA-RPN alone makes no use of proposals while it trains.
+        proposals_in_training=cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
+        **generation,
+    )
+
+
+def build_guided_anchor_retinanet(cfg, channels: int, strides):
+    """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRetinaNet` of a configuration."""
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import GuidedAnchorRetinaHead, GuidedAnchorRetinaNet
+
+    ga, retina = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RETINANET
+    for key in ("LOCATION", "SHAPE"):
+        if not ga[key].ENABLED:
+            raise ConfigError(f"MODEL.GUIDED_ANCHORING.{key}.ENABLED: expected True for a RetinaNet, got False")
+    generation = _generation_arguments(cfg, len(strides))
+    head = GuidedAnchorRetinaHead(
+        channels,
+        retina.NUM_CLASSES,
+        retina.NUM_CONVS,
+        ga.ADAPTION.OFFSET_GROUPS,
+        offsets=ga.ADAPTION.OFFSETS,
+        shape_columns=generation["shapes"].columns,
+    )
+    return GuidedAnchorRetinaNet(
+        head,
+        strides,
+        box_coder=BoxCoder(retina.BBOX_REG_WEIGHTS),
+        iou_thresholds=retina.IOU_THRESHOLDS,
+        low_quality_iou=ga.LOW_QUALITY_IOU,
+        class_alpha=retina.FOCAL_LOSS_ALPHA,
+        class_gamma=retina.FOCAL_LOSS_GAMMA,
+        smooth_l1_beta=retina.SMOOTH_L1_LOSS_BETA,
+        score_thresh=retina.SCORE_THRESH_TEST,
+        topk_candidates=retina.TOPK_CANDIDATES_TEST,
+        nms_thresh=retina.NMS_THRESH_TEST,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        **generation,
+    )
+
+
+def per_level(node, key: str, levels: int) -> list:
+    """``node[key]`` (of MODEL.ANCHOR_GENERATOR) with an entry per level; one entry serves all."""
+    values = list(node[key])
+    if len(values) == 1:
+        values *= levels
+    if len(values) != levels:
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
+        )
+    return values

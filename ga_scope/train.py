@@ -8,13 +8,10 @@ import sys
 import torch
 
 from .checkpoint import CheckpointError
+from .config import ConfigError
 from .data.coco import DatasetError
 
 ENGINES = ("auto", "detectron2", "torchvision")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be honoured; the message names the key or the file."""
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from ga_scope.checkpoint import CheckpointError
+from ga_scope.config import ConfigError
 from ga_scope.data.coco import DatasetError
 from ga_scope.integrations.torchvision import engine
 from ga_scope.integrations.torchvision.checkpoint import from_detectron2, to_detectron2
 from ga_scope.integrations.torchvision.data import EndlessShuffle, Mapper, read_image, resized_shape
 from ga_scope.integrations.torchvision.rcnn import build_model
 from ga_scope.integrations.torchvision.run import load_model, setup
-from ga_scope.train import ConfigError, main
+from ga_scope.train import main
 
 from .conftest import overrides, randomise
 

@@ -6,8 +6,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ...config import guided_anchor_rpn_arguments
-from ...modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN
+from ...config import build_guided_anchor_rpn
+from ...modeling.guided_anchoring import GuidedAnchorRPN
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -30,10 +30,8 @@ class GuidedAnchoringRPN(nn.Module):
         channels = {shape.channels for shape in shapes}
         if len(channels) != 1:
             raise ValueError(f"MODEL.RPN.IN_FEATURES: expected features of one width, got {sorted(channels)} channels")
-        ga = cfg.MODEL.GUIDED_ANCHORING
-        head = GuidedAnchorHead(channels.pop(), ga.CONV, ga.ADAPTION.OFFSET_GROUPS)
-        strides = [shape.stride for shape in shapes]
-        return {"in_features": in_features, "rpn": GuidedAnchorRPN(head, strides, **guided_anchor_rpn_arguments(cfg))}
+        rpn = build_guided_anchor_rpn(cfg, channels.pop(), [shape.stride for shape in shapes])
+        return {"in_features": in_features, "rpn": rpn}
 
     def forward(self, images: ImageList, features: dict, gt_instances: list[Instances] | None = None):
         """detectron2's interface: proposals as ``Instances`` per image, and the losses in training."""

@@ -6,8 +6,7 @@ when a yaml sets it; so is a value that the engine cannot honour (:func:`check_c
 
 from fvcore.common.config import CfgNode as CN
 
-from ...config import add_ga_scope_config
-from ...train import ConfigError
+from ...config import ConfigError, add_ga_scope_config
 
 HINT = "the built-in engine cannot honour it; detectron2 (--engine detectron2) can"
 

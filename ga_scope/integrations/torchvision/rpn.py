@@ -7,8 +7,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ...config import guided_anchor_rpn_arguments
-from ...modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN
+from ...config import build_guided_anchor_rpn, per_level
+from ...modeling.guided_anchoring import GuidedAnchorRPN
 from ...modeling.losses import smooth_l1_loss
 from ...modeling.proposals import Proposals
 from .backbone import STRIDES
@@ -79,13 +79,11 @@ class GuidedAnchoringRPN(nn.Module):
 def build_proposal_generator(cfg, channels: int) -> nn.Module:
     rpn = cfg.MODEL.RPN
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "GuidedAnchoringRPN":
-        ga = cfg.MODEL.GUIDED_ANCHORING
-        head = GuidedAnchorHead(channels, ga.CONV, ga.ADAPTION.OFFSET_GROUPS)
         strides = [STRIDES[name] for name in rpn.IN_FEATURES]
-        return GuidedAnchoringRPN(rpn.IN_FEATURES, GuidedAnchorRPN(head, strides, **guided_anchor_rpn_arguments(cfg)))
+        return GuidedAnchoringRPN(rpn.IN_FEATURES, build_guided_anchor_rpn(cfg, channels, strides))
     levels = len(rpn.IN_FEATURES)
-    sizes, ratios = (_per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
-    anchors = AnchorGenerator(sizes, ratios)
+    sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
+    anchors = AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
     negative, positive = rpn.IOU_THRESHOLDS
     return SlidingWindowRPN(
         in_features=rpn.IN_FEATURES,
@@ -104,14 +102,3 @@ def build_proposal_generator(cfg, channels: int) -> nn.Module:
         post_nms_top_n={"training": rpn.POST_NMS_TOPK_TRAIN, "testing": rpn.POST_NMS_TOPK_TEST},
         nms_thresh=rpn.NMS_THRESH,
     )
-
-
-def _per_level(cfg, key, levels):
-    values = cfg[key]
-    if len(values) == 1:
-        values = values * levels
-    if len(values) != levels:
-        raise ValueError(
-            f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
-        )
-    return tuple(tuple(v) for v in values)
