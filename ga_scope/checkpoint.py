@@ -36,7 +36,8 @@ class CheckedLoading:
         missing = [name for name in incompatible.missing_keys]
         shapes = [f"{name}: {tuple(file)} in the file, {tuple(model)} in the model"
                   for name, file, model in incompatible.incorrect_shapes]  # fmt: skip
-        parameters = len(self.model.state_dict())
+        # Counters of BatchNorm are in no detectron2 checkpoint, and nothing depends on them.
+        parameters = sum(not name.endswith("num_batches_tracked") for name in self.model.state_dict())
         if self.strict and (missing or shapes):
             problems = _some(shapes + [f"{name}: missing" for name in missing])
             raise CheckpointError(f"{self._loading}: does not fit the model: {problems}")

@@ -16,7 +16,7 @@ from ..prediction import GuidedAnchors, Prediction
 
 TRUTH, HIT, MISS = "#00d45a", "#ffb000", "#ff2d55"
 LEVEL_COLOURS = plt.get_cmap("tab10").colors
-MOST_ANCHORS = 150  # drawn, most probable first: more would cover the image
+MOST_ANCHORS = 60  # drawn, most probable first: more would cover the image
 
 
 def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names: list[str], score_thresh=0.5):
@@ -52,6 +52,13 @@ def _boxes(axis, boxes, colour, width=1.0, **style):
     axis.add_collection(PatchCollection(patches, facecolor="none", edgecolor=colour, linewidth=width, **style))
 
 
+def _legend(axis):
+    """Below the image, which it must not cover."""
+    labels = axis.get_legend_handles_labels()[1]
+    if labels:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, fontsize=6.5, frameon=False, handlelength=1.4)
+
+
 def probability_map(anchors: GuidedAnchors, height: int, width: int) -> np.ndarray:
     """The most probable level at every pixel: (height, width)."""
     best = np.zeros((height, width))
@@ -78,9 +85,8 @@ def _draw_anchors(axis, image, prediction, truth):
         chosen = order[anchors.levels[order] == level]
         colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
         _boxes(axis, anchors.boxes[chosen], colour, 0.7, alpha=0.7)
-        axis.plot([], [], color=colour, label=f"stride {2 ** (level + 2)}")
-    if len(order):
-        axis.legend(fontsize=6, loc="lower right", framealpha=0.6)
+        axis.plot([], [], color=colour, label=f"stride {anchors.strides[level]:.3g}")
+    _legend(axis)
     total = len(anchors.scores)
     return f"{total} active anchors" + (f" ({MOST_ANCHORS} most probable)" if total > MOST_ANCHORS else "")
 
@@ -99,7 +105,7 @@ def _draw_proposals(axis, image, prediction, truth):
         _boxes(axis, boxes[match.gt_index[found]], HIT, 1.0, linestyle="--")
     for colour, label in ((TRUTH, "object, found"), (MISS, "object, missed"), (HIT, "its best proposal")):
         axis.plot([], [], color=colour, label=label)
-    axis.legend(fontsize=6, loc="lower right", framealpha=0.6)
+    _legend(axis)
     return f"100 best proposals: {int(found.sum())} of {len(truth)} objects at IoU 0.5"
 
 

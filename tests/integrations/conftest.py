@@ -60,6 +60,9 @@ def randomise(model, seed=0):
             if "running_var" in name:
                 value.copy_(0.5 + torch.rand(value.shape, generator=generator))
             elif value.is_floating_point() and "pixel" not in name:
-                scale = 0.3 if "head.adaption.conv_offset" in name or ".shape." in name else 0.05
+                if "backbone" in name and value.dim() == 4:
+                    scale = 0.3 * value.std()  # features stay of the order of one
+                else:
+                    scale = 0.3 if "head.adaption.conv_offset" in name or ".shape." in name else 0.05
                 value.add_(torch.randn(value.shape, generator=generator) * scale)
     return model

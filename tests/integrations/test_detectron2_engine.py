@@ -72,14 +72,14 @@ def batch(masks=False):
     return inputs
 
 
-AGNOSTIC = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+CASCADE = ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5]"]
 VARIANTS = {
     "faster": [],
     "standard heads": ["MODEL.ROI_HEADS.NAME", "StandardROIHeads"],
     "mask": ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1",
              "MODEL.ROI_MASK_HEAD.CONV_DIM", "16"],
-    "cascade": ["MODEL.ROI_HEADS.NAME", "GuidedAnchoringCascadeROIHeads", *AGNOSTIC],
-    "detectron2's cascade": ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *AGNOSTIC],
+    "cascade": ["MODEL.ROI_HEADS.NAME", "GuidedAnchoringCascadeROIHeads", *CASCADE],
+    "detectron2's cascade": ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", *CASCADE],
     "proposals": ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ...evaluation import CocoEvaluation
@@ -26,7 +27,7 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
             self._hooks.append(self.generator.anchor_generator.register_forward_hook(self._take_anchors))
 
     def _take_proposals(self, module, inputs, output):
-        self._proposals = output[0]
+        self._proposals = copied(output[0])
         if hasattr(module, "rpn"):
             rpn = module.rpn
             self._anchors = [(count, rpn.locations_per_image) for count in rpn.anchors_per_image]
@@ -58,3 +59,11 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
             return {}
         self.evaluation.merge(parts)
         return {"ga_scope": self.evaluation.metrics(boxes=self.boxes, proposals=True)}
+
+
+def copied(proposals: list[Instances]) -> list[Instances]:
+    """Proposals of a batch that stay as they are: ``detector_postprocess`` scales what it is given in place."""
+    return [
+        Instances(p.image_size, proposal_boxes=p.proposal_boxes.clone(), objectness_logits=p.objectness_logits.clone())
+        for p in proposals
+    ]

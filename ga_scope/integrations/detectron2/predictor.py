@@ -6,6 +6,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 
 from ...prediction import FeatureTap, Prediction, guided_anchor_rpn, inspect_anchors
 from .data import NamedErrorMapper
+from .evaluation import copied
 from .run import load_model
 
 
@@ -21,7 +22,7 @@ class Predictor:
         self.model.proposal_generator.register_forward_hook(self._take_proposals)
 
     def _take_proposals(self, module, inputs, output):
-        (self._proposals,) = output[0]
+        (self._proposals,) = copied(output[0])
 
     @torch.no_grad()
     def __call__(self, record: dict) -> Prediction:

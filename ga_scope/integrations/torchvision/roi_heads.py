@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import roi_align
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from ...modeling.losses import smooth_l1_loss
@@ -90,6 +90,24 @@ class FastRCNNHeads(RoIHeads):
             labels.append(torch.where(foreground, of_image[index], 0) if len(of_image) else torch.zeros_like(index))
             indices.append(index)
         return indices, labels
+
+    def postprocess_detections(self, class_logits, box_regression, proposals, image_shapes):
+        """Boxes, scores and labels per image, by detectron2's rules: predictions that are not finite are
+        dropped before NMS, empty boxes after it. (torchvision drops boxes thinner than 0.01 px, and before.)"""
+        counts = [len(p) for p in proposals]
+        decoded = self.box_coder.decode(box_regression, proposals).view(*class_logits.shape, 4).split(counts)
+        probabilities = class_logits.softmax(1).split(counts)
+        found = []
+        for boxes, scores, shape in zip(decoded, probabilities, image_shapes):
+            finite = boxes.flatten(1).isfinite().all(1) & scores.isfinite().all(1)
+            boxes, scores = clip_boxes_to_image(boxes[finite], shape), scores[finite]
+            rows, classes = (scores[:, 1:] > self.score_thresh).nonzero(as_tuple=True)
+            labels = classes + 1
+            boxes, scores = boxes[rows, labels], scores[rows, labels]
+            kept = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+            kept = kept[(boxes[kept, 2:] > boxes[kept, :2]).all(1)]
+            found.append((boxes[kept], scores[kept], labels[kept]))
+        return tuple(zip(*found))
 
 
 def build_roi_heads(cfg, channels: int) -> FastRCNNHeads:
