@@ -3,6 +3,8 @@
 Both engines read them.
 """
 
+from .data.coco import DatasetError
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be honoured; the message names the key or the file."""
@@ -81,6 +83,20 @@ def add_ga_scope_config(cfg):
     # guided by anchors), "none" (Table 4, without F.A.: an ordinary convolution).
     ga.ADAPTION.OFFSETS = "shape"
     return cfg
+
+
+# The part of MODEL that holds NUM_CLASSES, by META_ARCHITECTURE. Models that are not here know no classes.
+CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS"}
+
+
+def check_num_classes(cfg, dataset: str, categories: int):
+    """Class numbers and the size of the last layer must agree, or training fails far from the cause."""
+    part = CLASSES_UNDER.get(cfg.MODEL.META_ARCHITECTURE)
+    if part is not None and cfg.MODEL[part].NUM_CLASSES != categories:
+        raise DatasetError(
+            f"MODEL.{part}.NUM_CLASSES: expected {categories}, the categories of {dataset}, "
+            f"got {cfg.MODEL[part].NUM_CLASSES}"
+        )
 
 
 def _generation_arguments(cfg, levels: int) -> dict:

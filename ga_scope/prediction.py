@@ -22,10 +22,10 @@ class GuidedAnchors:
 
 @dataclass
 class Prediction:
-    """Results of one image; empty where the model has no such part."""
+    """Results of one image; boxes are empty, and the rest is None, where the model has no such part."""
 
-    proposals: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # (K, 4), best first
-    proposal_logits: Tensor = field(default_factory=lambda: torch.zeros(0))
+    proposals: Tensor | None = None  # (K, 4), best first
+    proposal_logits: Tensor | None = None  # (K,)
     boxes: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # (D, 4)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
     classes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))

@@ -31,42 +31,51 @@ class CocoEvaluation:
         self.detections: list[dict] = []
         self.proposals: list[dict] = []
         self.anchors: list[tuple[int, int]] = []
+        self.added: set[str] = set()  # of "detections" and "proposals": what the model makes, found or not
 
     def add_detections(self, image_id, boxes, scores, classes):
         """Boxes (D, 4) as x1, y1, x2, y2 in pixels of the image file, scores (D,), class positions (D,)."""
+        self.added.add("detections")
         for box, score, label in zip(_xywh(boxes), _list(scores), _list(classes)):
             category = self.categories[label]["id"]
             self.detections.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
 
     def add_proposals(self, image_id, boxes, scores):
         """Proposals (K, 4), best first, and their scores (K,)."""
+        self.added.add("proposals")
         category = self.categories[0]["id"]  # recall is class-agnostic, but pycocotools wants one that exists
         for box, score in zip(_xywh(boxes), _list(scores)):
             self.proposals.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
 
     def add_anchors(self, anchors: int, locations: int):
-        """Anchors that an image's proposals came from, and the locations that the pyramid has."""
+        """Anchors that an image's results came from, and the locations that the pyramid has."""
         self.anchors.append((anchors, locations))
 
     def results(self) -> dict:
         """What was collected, to be merged over processes."""
-        return {"detections": self.detections, "proposals": self.proposals, "anchors": self.anchors}
+        return {
+            "detections": self.detections,
+            "proposals": self.proposals,
+            "anchors": self.anchors,
+            "added": self.added,
+        }
 
     def merge(self, results: list[dict]):
         """Replaces what was collected by the union of several processes' results."""
         for name in ("detections", "proposals", "anchors"):
             setattr(self, name, [item for part in results for item in part[name]])
+        self.added = {item for part in results for item in part["added"]}
 
-    def metrics(self, boxes: bool, proposals: bool) -> dict[str, float]:
-        """The metrics of what the model makes. nan where no object exists to be found."""
+    def metrics(self) -> dict[str, float]:
+        """The metrics of what was added. nan where no object exists to be found."""
         found = {}
         truth = self._ground_truth()
-        if proposals:
+        if "proposals" in self.added:
             found |= _recalls(truth, self.proposals)
-            if self.anchors:
-                found["anchors_per_image"] = float(np.mean([a for a, _ in self.anchors]))
-                found["active_fraction"] = float(np.mean([a / n for a, n in self.anchors]))
-        if boxes:
+        if self.anchors:
+            found["anchors_per_image"] = float(np.mean([a for a, _ in self.anchors]))
+            found["active_fraction"] = float(np.mean([a / n for a, n in self.anchors]))
+        if "detections" in self.added:
             found |= _precisions(truth, self.detections)
         return found
 

@@ -32,7 +32,8 @@ def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names
     panels = []
     if prediction.anchors is not None:
         panels += [_draw_probability, _draw_anchors]
-    panels += [_draw_proposals]
+    if prediction.proposals is not None:
+        panels += [_draw_proposals]
     if len(names):
         panels += [lambda *args: _draw_detections(*args, names, score_thresh)]
     height, width = image.shape[:2]

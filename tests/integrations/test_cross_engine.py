@@ -8,8 +8,8 @@ import torch
 from ga_scope.integrations.torchvision import run as builtin
 from ga_scope.integrations.torchvision.checkpoint import to_detectron2
 from ga_scope.integrations.torchvision.config import get_cfg
+from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
-from ga_scope.integrations.torchvision.rcnn import build_model
 
 from .conftest import overrides, randomise
 

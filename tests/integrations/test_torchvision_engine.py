@@ -13,7 +13,7 @@ from ga_scope.data.coco import DatasetError
 from ga_scope.integrations.torchvision import engine
 from ga_scope.integrations.torchvision.checkpoint import from_detectron2, to_detectron2
 from ga_scope.integrations.torchvision.data import EndlessShuffle, Mapper, read_image, resized_shape
-from ga_scope.integrations.torchvision.rcnn import build_model
+from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.run import load_model, setup
 from ga_scope.train import main
 

@@ -10,6 +10,7 @@ from detectron2.data import (
 from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 
+from ...config import check_num_classes
 from ...data import load_coco_json, load_dataset, register_datasets
 from ...data.coco import DatasetError
 
@@ -61,15 +62,11 @@ class NamedErrorMapper:
 
 
 def check_classes(cfg, name):
-    """Class numbers and the size of the last layer must agree, or training fails far from the cause."""
+    """:func:`ga_scope.config.check_num_classes`, for any dataset whose classes detectron2 knows."""
     DatasetCatalog.get(name)
     classes = len(MetadataCatalog.get(name).get("thing_classes", ()))
-    has_heads = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-    if has_heads and classes and cfg.MODEL.ROI_HEADS.NUM_CLASSES != classes:
-        raise DatasetError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {classes}, the categories of {name}, "
-            f"got {cfg.MODEL.ROI_HEADS.NUM_CLASSES}"
-        )
+    if classes:
+        check_num_classes(cfg, name, classes)
 
 
 def build_train_loader(cfg):

@@ -13,18 +13,19 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
     """AR of the proposals inside the model, AP of its boxes, and the number of anchors (:class:`CocoEvaluation`).
 
     The proposals of a two-stage model are not among its outputs: a forward hook takes them from the proposal
-    generator, and another the anchors from a sliding-window RPN's anchor generator.
+    generator, and another the anchors from a sliding-window RPN's anchor generator. A one-stage model has none.
     """
 
     def __init__(self, dataset_name: str, model):
         self.name = dataset_name
-        self.generator = getattr(model, "module", model).proposal_generator
         self.evaluation = CocoEvaluation(*ground_truth(dataset_name))
-        self.boxes = False
-        self._proposals, self._anchors = None, []
-        self._hooks = [self.generator.register_forward_hook(self._take_proposals)]
-        if hasattr(self.generator, "anchor_generator"):
-            self._hooks.append(self.generator.anchor_generator.register_forward_hook(self._take_anchors))
+        self._proposals, self._anchors = [], []
+        self._hooks = []
+        generator = getattr(getattr(model, "module", model), "proposal_generator", None)
+        if generator is not None:
+            self._hooks.append(generator.register_forward_hook(self._take_proposals))
+        if hasattr(generator, "anchor_generator"):
+            self._hooks.append(generator.anchor_generator.register_forward_hook(self._take_anchors))
 
     def _take_proposals(self, module, inputs, output):
         self._proposals = copied(output[0])
@@ -41,13 +42,13 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
         self.evaluation.merge([])
 
     def process(self, inputs, outputs):
-        for x, output, proposals, anchors in zip(inputs, outputs, self._proposals, self._anchors):
+        for x, proposals, anchors in zip(inputs, self._proposals, self._anchors):
             scaled = detector_postprocess(proposals, x["height"], x["width"])
             boxes, logits = scaled.proposal_boxes.tensor.cpu(), scaled.objectness_logits.cpu()
             self.evaluation.add_proposals(x["image_id"], boxes, logits)
             self.evaluation.add_anchors(*anchors)
+        for x, output in zip(inputs, outputs):
             if "instances" in output:
-                self.boxes = True
                 found = output["instances"].to("cpu")
                 self.evaluation.add_detections(x["image_id"], found.pred_boxes.tensor, found.scores, found.pred_classes)
 
@@ -58,7 +59,7 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return {}
         self.evaluation.merge(parts)
-        return {"ga_scope": self.evaluation.metrics(boxes=self.boxes, proposals=True)}
+        return {"ga_scope": self.evaluation.metrics()}
 
 
 def copied(proposals: list[Instances]) -> list[Instances]:

@@ -19,7 +19,8 @@ class Predictor:
         rpn = guided_anchor_rpn(self.model)
         self.tap = FeatureTap(rpn) if rpn else None
         self._proposals = None
-        self.model.proposal_generator.register_forward_hook(self._take_proposals)
+        if hasattr(self.model, "proposal_generator"):
+            self.model.proposal_generator.register_forward_hook(self._take_proposals)
 
     def _take_proposals(self, module, inputs, output):
         (self._proposals,) = copied(output[0])
@@ -28,8 +29,13 @@ class Predictor:
     def __call__(self, record: dict) -> Prediction:
         inputs = self.mapper(record)
         (output,) = self.model([inputs])
-        proposals = detector_postprocess(self._proposals, record["height"], record["width"])
-        found = Prediction(proposals.proposal_boxes.tensor.cpu(), proposals.objectness_logits.cpu())
+        found = Prediction()
+        if self._proposals is not None:
+            proposals = detector_postprocess(self._proposals, record["height"], record["width"])
+            found.proposals, found.proposal_logits = (
+                proposals.proposal_boxes.tensor.cpu(),
+                proposals.objectness_logits.cpu(),
+            )
         if "instances" in output:
             instances = output["instances"].to("cpu")
             found.boxes, found.scores, found.classes = (

@@ -5,6 +5,6 @@ cannot honour is an error that names the key.
 """
 
 from .config import get_cfg
-from .rcnn import build_model
+from .models import build_model
 
 __all__ = ["build_model", "get_cfg"]

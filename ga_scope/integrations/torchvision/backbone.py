@@ -4,18 +4,36 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
 NORMS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}
 
 
 class ResNetFPN(nn.Module):
-    """Images (N, 3, H, W), H and W multiples of 32, to ``{"p2": ..., ..., "p6": ...}`` of one width."""
+    """Images (N, 3, H, W), H and W multiples of 32, to ``{"p3": ..., ..., "p7": ...}`` of one width.
+
+    Args:
+        first_level: 2 or 3, the finest of the levels.
+        top: what stands above p5: ``"pool"``, p6 as every other pixel of p5 (Lin et al. 2017a); or p6 and p7 as
+            strided convolutions of ``"res5"`` (RetinaNet, Lin et al. 2017b) or of ``"p5"`` (FCOS, Tian et al. 2019).
+    """
 
     size_divisibility = 32
 
-    def __init__(self, depth, norm, stride_in_1x1, freeze_at, groups, width_per_group, out_channels, fpn_norm):
+    def __init__(
+        self,
+        depth,
+        norm,
+        stride_in_1x1,
+        freeze_at,
+        groups,
+        width_per_group,
+        out_channels,
+        fpn_norm,
+        first_level=2,
+        top="pool",
+    ):
         super().__init__()
         block, layers = {
             18: (resnet.BasicBlock, (2, 2, 2, 2)),
@@ -33,12 +51,22 @@ class ResNetFPN(nn.Module):
             for layer in (body.layer2, body.layer3, body.layer4):
                 layer[0].conv1.stride, layer[0].conv2.stride = layer[0].conv2.stride, layer[0].conv1.stride
         self.body = body
-        self.fpn = FeaturePyramidNetwork(
-            [64 * block.expansion * 2**i for i in range(4)],
+        channels = [64 * block.expansion * 2**i for i in range(4)]
+        if top == "pool":
+            last = LastLevelMaxPool()
+        else:
+            last = LastLevelP6P7(channels[-1] if top == "res5" else out_channels, out_channels)
+            last.use_P5 = top == "p5"  # torchvision guesses it from the channels
+        fpn = FeaturePyramidNetwork(
+            channels[first_level - 2 :],
             out_channels,
-            LastLevelMaxPool(),
+            last,
             norm_layer={"": None, "BN": nn.BatchNorm2d, "GN": lambda channels: nn.GroupNorm(32, channels)}[fpn_norm],
         )
+        # torchvision numbers the levels from 0: the name says which the first one is, for checkpoints' names.
+        self._fpn_name = f"fpn{first_level}"
+        self.add_module(self._fpn_name, fpn)
+        self.first_level = first_level
         self.out_channels = out_channels
         self._freeze(freeze_at)
 
@@ -59,9 +87,12 @@ class ResNetFPN(nn.Module):
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         stages = {}
         for i, layer in enumerate((body.layer1, body.layer2, body.layer3, body.layer4)):
-            x = stages[f"p{i + 2}"] = layer(x)
-        features = self.fpn(stages)
-        features["p6"] = features.pop("pool")
+            x = layer(x)
+            if i + 2 >= self.first_level:
+                stages[f"p{i + 2}"] = x
+        features = getattr(self, self._fpn_name)(stages)
+        if "pool" in features:
+            features["p6"] = features.pop("pool")
         return features
 
 
@@ -74,6 +105,20 @@ def freeze_batch_norm(module):
     for name, child in module.named_children():
         setattr(module, name, freeze_batch_norm(child))
     return module
+
+
+# MODEL.BACKBONE.NAME, as detectron2 and this project's part of it register them, to ``top``.
+TOPS = {
+    "build_resnet_fpn_backbone": "pool",
+    "build_retinanet_resnet_fpn_backbone": "res5",
+    "build_scopenet_resnet_fpn_backbone": "p5",
+}
+
+
+def level_names(cfg) -> list[str]:
+    """The features that the backbone of a configuration makes, finest first."""
+    first = int(cfg.MODEL.FPN.IN_FEATURES[0].removeprefix("res"))
+    return [f"p{i}" for i in range(first, 7 if TOPS[cfg.MODEL.BACKBONE.NAME] == "pool" else 8)]
 
 
 def build_backbone(cfg) -> ResNetFPN:
@@ -93,4 +138,6 @@ def build_backbone(cfg) -> ResNetFPN:
         resnets.WIDTH_PER_GROUP,
         fpn.OUT_CHANNELS,
         fpn.NORM,
+        int(fpn.IN_FEATURES[0].removeprefix("res")),
+        TOPS[cfg.MODEL.BACKBONE.NAME],
     )

@@ -11,7 +11,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from ...checkpoint import CheckedLoading
 
-# (torchvision's name, detectron2's name), both as regular expressions with the same groups.
+# (torchvision's name, detectron2's name): a regular expression, and what becomes of it, with sums in braces.
 _NAMES = [
     (r"backbone\.body\.conv1\.(.+)", r"backbone.bottom_up.stem.conv1.\1"),
     (r"backbone\.body\.bn1\.(.+)", r"backbone.bottom_up.stem.conv1.norm.\1"),
@@ -19,10 +19,11 @@ _NAMES = [
     (r"backbone\.body\.layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"backbone.bottom_up.res{\1+1}.\2.conv\3.norm.\4"),
     (r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"backbone.bottom_up.res{\1+1}.\2.shortcut.\3"),
     (r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"backbone.bottom_up.res{\1+1}.\2.shortcut.norm.\3"),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.(.+)", r"backbone.fpn_lateral{\1+2}.\2"),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.(.+)", r"backbone.fpn_lateral{\1+2}.norm.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.(.+)", r"backbone.fpn_output{\1+2}.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.(.+)", r"backbone.fpn_output{\1+2}.norm.\2"),
+    (r"backbone\.fpn(\d)\.inner_blocks\.(\d)\.0\.(.+)", r"backbone.fpn_lateral{\1+\2}.\3"),
+    (r"backbone\.fpn(\d)\.inner_blocks\.(\d)\.1\.(.+)", r"backbone.fpn_lateral{\1+\2}.norm.\3"),
+    (r"backbone\.fpn(\d)\.layer_blocks\.(\d)\.0\.(.+)", r"backbone.fpn_output{\1+\2}.\3"),
+    (r"backbone\.fpn(\d)\.layer_blocks\.(\d)\.1\.(.+)", r"backbone.fpn_output{\1+\2}.norm.\3"),
+    (r"backbone\.fpn(\d)\.extra_blocks\.(.+)", r"backbone.top_block.\2"),
     (r"proposal_generator\.head\.conv\.0\.0\.(.+)", r"proposal_generator.rpn_head.conv.\1"),
     (r"proposal_generator\.head\.cls_logits\.(.+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
     (r"proposal_generator\.head\.bbox_pred\.(.+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
@@ -36,10 +37,7 @@ def detectron2_name(name: str) -> str:
     for ours, theirs in _NAMES:
         match = re.fullmatch(ours, name)
         if match:
-            renumbered = re.sub(
-                r"\{\\(\d)\+(\d)\}", lambda m, match=match: str(int(match[int(m[1])]) + int(m[2])), theirs
-            )
-            return match.expand(renumbered)
+            return re.sub(r"\{(\d)\+(\d)\}", lambda m: str(int(m[1]) + int(m[2])), match.expand(theirs))
     return name
 
 

@@ -7,6 +7,7 @@ when a yaml sets it; so is a value that the engine cannot honour (:func:`check_c
 from fvcore.common.config import CfgNode as CN
 
 from ...config import ConfigError, add_ga_scope_config
+from .backbone import TOPS, level_names
 
 HINT = "the built-in engine cannot honour it; detectron2 (--engine detectron2) can"
 
@@ -139,13 +140,18 @@ def get_cfg() -> CN:
     return add_ga_scope_config(cfg)
 
 
+# What a model reads of the keys below: their first parts. All read what stands under no model's part.
+PARTS = {
+    "GeneralizedRCNN": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD"),
+    "ProposalNetwork": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN"),
+}
+
 # Keys whose value this engine takes only from a list. Some of detectron2's defaults are not among them.
 ALLOWED = {
-    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "ProposalNetwork"),
     "MODEL.LOAD_PROPOSALS": (False,),
     "MODEL.MASK_ON": (False,),
     "MODEL.KEYPOINT_ON": (False,),
-    "MODEL.BACKBONE.NAME": ("build_resnet_fpn_backbone",),
+    "MODEL.BACKBONE.NAME": tuple(TOPS),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.FPN.NORM": ("", "BN", "GN"),
@@ -185,23 +191,28 @@ def _value(cfg, key):
 
 def check_cfg(cfg):
     """Raises ConfigError for a value that the engine would otherwise ignore or get wrong."""
-    proposals_only = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    _check(cfg, "MODEL.META_ARCHITECTURE", PARTS)
+    read = PARTS[cfg.MODEL.META_ARCHITECTURE]
+    unread = {part for parts in PARTS.values() for part in parts} - set(read)
     for key, allowed in ALLOWED.items():
-        if proposals_only and key.startswith("MODEL.ROI_"):
-            continue
-        value = _value(cfg, key)
-        if value not in allowed:
-            listed = ", ".join(repr(choice) for choice in allowed)
-            raise ConfigError(f"{key}: expected {listed}, got {value!r}: {HINT}")
-    expected = {name: f"res{i + 2}" for i, name in enumerate(("p2", "p3", "p4", "p5"))}
-    if cfg.MODEL.FPN.IN_FEATURES != list(expected.values()):
-        raise ConfigError(
-            f"MODEL.FPN.IN_FEATURES: expected {list(expected.values())}, got {cfg.MODEL.FPN.IN_FEATURES}: {HINT}"
-        )
-    for key in ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES")[: 1 if proposals_only else 2]:
-        unknown = [name for name in _value(cfg, key) if name not in (*expected, "p6")]
+        if key.split(".")[1] not in unread:
+            _check(cfg, key, allowed)
+    _check(cfg, "MODEL.FPN.IN_FEATURES", (["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]))
+    levels = level_names(cfg)
+    for part in read:
+        names = cfg.MODEL[part].get("IN_FEATURES", ())
+        unknown = [name for name in names if name not in levels]
         if unknown:
-            raise ConfigError(f"{key}: expected names of p2 to p6, got {unknown}: {HINT}")
+            raise ConfigError(
+                f"MODEL.{part}.IN_FEATURES: expected names of {levels[0]} to {levels[-1]}, got {unknown}: {HINT}"
+            )
+
+
+def _check(cfg, key, allowed):
+    value = _value(cfg, key)
+    if value not in allowed:
+        listed = ", ".join(repr(choice) for choice in allowed)
+        raise ConfigError(f"{key}: expected {listed}, got {value!r}: {HINT}")
 
 
 def merge_file(cfg, path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ...config import check_num_classes
 from ...data import load_dataset
 from ...data.coco import DatasetError
 
@@ -147,22 +148,13 @@ def training_records(cfg) -> list[dict]:
     records = []
     for name in cfg.DATASETS.TRAIN:
         found, categories = load_dataset(name)
-        check_classes(cfg, name, categories)
+        check_num_classes(cfg, name, len(categories))
         records += found
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if not records:
         raise DatasetError(f"DATASETS.TRAIN: no image of {', '.join(cfg.DATASETS.TRAIN)} has a usable annotation")
     return records
-
-
-def check_classes(cfg, name, categories):
-    """Class numbers and the size of the last layer must agree, or training fails far from the cause."""
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and cfg.MODEL.ROI_HEADS.NUM_CLASSES != len(categories):
-        raise DatasetError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES: expected {len(categories)}, the categories of {name}, "
-            f"got {cfg.MODEL.ROI_HEADS.NUM_CLASSES}"
-        )
 
 
 def build_train_loader(cfg, seed: int, start_iteration: int = 0):

@@ -11,11 +11,12 @@ from fvcore.common.checkpoint import PeriodicCheckpointer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ...config import check_num_classes
 from ...data import load_dataset
 from ...evaluation import CocoEvaluation
 from .checkpoint import BuiltinCheckpointer
-from .data import build_test_loader, build_train_loader, check_classes
-from .rcnn import build_model
+from .data import build_test_loader, build_train_loader
+from .models import build_model
 from .solver import build_lr_schedule, build_optimizer, clip_gradients
 
 logger = logging.getLogger(__name__)
@@ -144,20 +145,21 @@ def evaluate(cfg, model) -> dict[str, dict[str, float]]:
     results = {}
     for name in cfg.DATASETS.TEST:
         records, categories = load_dataset(name)
-        check_classes(cfg, name, categories)
+        check_num_classes(cfg, name, len(categories))
         evaluation = CocoEvaluation(records, categories)
         for record in tqdm(build_test_loader(cfg, records), total=len(records), desc=name, mininterval=5):
             (output,) = model([record])
             add_output(evaluation, record["image_id"], output)
-            generator = model.proposal_generator
-            evaluation.add_anchors(generator.anchors_per_image[0], generator.locations_per_image)
-        results[name] = evaluation.metrics(boxes=model.roi_heads is not None, proposals=True)
+        results[name] = evaluation.metrics()
     return results
 
 
 def add_output(evaluation: CocoEvaluation, image_id, output: dict):
-    """Collects one image's proposals and detections."""
-    proposals = output["proposals"]
-    evaluation.add_proposals(image_id, proposals.boxes.cpu(), proposals.logits.cpu())
+    """Collects what a model made of one image (:class:`Detector`)."""
+    if "proposals" in output:
+        proposals = output["proposals"]
+        evaluation.add_proposals(image_id, proposals.boxes.cpu(), proposals.logits.cpu())
     if "boxes" in output:
         evaluation.add_detections(image_id, output["boxes"].cpu(), output["scores"].cpu(), output["classes"].cpu())
+    if "anchors" in output:
+        evaluation.add_anchors(*output["anchors"])

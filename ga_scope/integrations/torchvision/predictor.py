@@ -20,8 +20,9 @@ class Predictor:
     def __call__(self, record: dict) -> Prediction:
         inputs = self.mapper(record)
         (output,) = self.model([inputs])
-        proposals = output["proposals"]
-        found = Prediction(proposals.boxes.cpu(), proposals.logits.cpu())
+        found = Prediction()
+        if "proposals" in output:
+            found.proposals, found.proposal_logits = (values.cpu() for values in output["proposals"])
         if "boxes" in output:
             found.boxes, found.scores, found.classes = (output[k].cpu() for k in ("boxes", "scores", "classes"))
         if self.tap:

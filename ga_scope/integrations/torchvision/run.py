@@ -10,7 +10,7 @@ from ...evaluation import report
 from ...train import announce, resolve_device
 from .config import get_cfg, merge_file
 from .engine import Trainer, evaluate
-from .rcnn import build_model
+from .models import build_model
 
 
 def setup(config_file, opts=()):
