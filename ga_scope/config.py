@@ -18,6 +18,10 @@ def add_ga_scope_config(cfg):
     # DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.REGISTER = []
 
+    # Proposal files (MODEL.LOAD_PROPOSALS, DATASETS.PROPOSAL_FILES_*) are .npz of tools/dump_proposals.py. Other
+    # files are pickles, which can run any code; True reads them all the same.
+    cfg.DATASETS.TRUST_PROPOSAL_PICKLES = False
+
     # SGD (detectron2's) or ADAMW.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
@@ -82,11 +86,24 @@ def add_ga_scope_config(cfg):
     # Where the offsets of the 3x3 deformable convolution come from: "shape" (Eq. 3), "features" (4.3: not
     # guided by anchors), "none" (Table 4, without F.A.: an ordinary convolution).
     ga.ADAPTION.OFFSETS = "shape"
+
+    # ---- Baselines of Table 1: MODEL.PROPOSAL_GENERATOR.NAME: StagedRPN ---------------------------------
+    # MODEL.RPN and MODEL.ANCHOR_GENERATOR apply.
+    staged = cfg.MODEL.STAGED_RPN = CN()
+    # 2: "RPN + iterative", anchors regressed and classified twice.
+    staged.STAGES = 1
+    # Features before the FPN that the first of two stages reads: "RefineRPN". They come from MODEL.BACKBONE.NAME
+    # build_resnet_fpn_backbone_with_stages.
+    staged.BEFORE_FPN = []
+    # "cross_entropy" over the sample, or "focal" over all anchors.
+    staged.OBJECTNESS_LOSS = "cross_entropy"
+    # "smooth_l1" of the deltas, or "bounded_iou" of the boxes.
+    staged.BOX_LOSS = "smooth_l1"
     return cfg
 
 
 # The part of MODEL that holds NUM_CLASSES, by META_ARCHITECTURE. Models that are not here know no classes.
-CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS"}
+CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS", "GuidedAnchoringRetinaNet": "RETINANET", "RetinaNet": "RETINANET"}
 
 
 def check_num_classes(cfg, dataset: str, categories: int):
@@ -175,6 +192,40 @@ def build_guided_anchor_rpn(cfg, channels: int, strides):
         # GA-RPN alone makes no use of proposals while it trains.
         proposals_in_training=cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
         **generation,
+    )
+
+
+def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
+    """The :class:`ga_scope.modeling.staged_rpn.StagedRPN` of a configuration.
+
+    ``before_fpn`` are the widths of the features MODEL.STAGED_RPN.BEFORE_FPN.
+    """
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import FixedShapes
+    from .modeling.staged_rpn import StagedRPN, StagedRPNHead
+
+    rpn, staged = cfg.MODEL.RPN, cfg.MODEL.STAGED_RPN
+    sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
+    shapes = FixedShapes.of(sizes, ratios)
+    if before_fpn and staged.STAGES != 2:
+        raise ConfigError(f"MODEL.STAGED_RPN.STAGES: expected 2 with BEFORE_FPN, got {staged.STAGES}")
+    return StagedRPN(
+        StagedRPNHead(channels, shapes.per_location, staged.STAGES, before_fpn),
+        strides,
+        shapes,
+        objectness_loss=staged.OBJECTNESS_LOSS,
+        box_loss=staged.BOX_LOSS,
+        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
+        iou_thresholds=rpn.IOU_THRESHOLDS,
+        per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        objectness_weight=rpn.LOSS_WEIGHT,
+        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        nms_thresh=rpn.NMS_THRESH,
+        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
     )
 
 
