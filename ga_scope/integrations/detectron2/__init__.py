@@ -16,12 +16,13 @@ All are ``@configurable``: a yaml with :func:`add_ga_scope_config`, or a LazyCon
 from ...config import add_ga_scope_config
 from .retinanet import GuidedAnchoringRetinaNet
 from .roi_heads import GuidedAnchoringCascadeROIHeads, GuidedAnchoringROIHeads
-from .rpn import GuidedAnchoringRPN
+from .rpn import GuidedAnchoringRPN, StagedRPN
 
 __all__ = [
     "GuidedAnchoringCascadeROIHeads",
     "GuidedAnchoringROIHeads",
     "GuidedAnchoringRPN",
     "GuidedAnchoringRetinaNet",
+    "StagedRPN",
     "add_ga_scope_config",
 ]

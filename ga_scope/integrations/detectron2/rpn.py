@@ -9,9 +9,9 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ...config import ConfigError, build_guided_anchor_rpn, build_staged_rpn
+from ...modeling import staged_rpn
 from ...modeling.guided_anchoring import GuidedAnchorRPN
 from ...modeling.proposals import Proposals
-from ...modeling.staged_rpn import StagedRPN
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -56,15 +56,15 @@ def as_instances(proposals: list[Proposals], image_sizes) -> list[Instances]:
     ]
 
 
-@PROPOSAL_GENERATOR_REGISTRY.register(name="StagedRPN")
-class StagedRPNGenerator(nn.Module):
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class StagedRPN(nn.Module):
     """RPN with one or two stages and the losses of Table 1's baselines.
 
     Keys: ``MODEL.STAGED_RPN``, ``MODEL.RPN`` and ``MODEL.ANCHOR_GENERATOR``.
     """
 
     @configurable
-    def __init__(self, *, in_features: list[str], rpn: StagedRPN, before_fpn: list[str] = ()):
+    def __init__(self, *, in_features: list[str], rpn: staged_rpn.StagedRPN, before_fpn: list[str] = ()):
         super().__init__()
         self.in_features = in_features
         self.before_fpn = before_fpn
