@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 def add_ga_scope_config(cfg):
-    """Adds ``MODEL.GUIDED_ANCHORING`` and a few keys beside detectron2's own to a ``CfgNode``, in place."""
+    """Adds ``MODEL.GUIDED_ANCHORING``, ``MODEL.SCOPENET`` and keys beside detectron2's own, in place."""
     CN = type(cfg)
 
     # Datasets of the user: a list of [name, annotation file, image folder]; the names go into
@@ -99,11 +99,66 @@ def add_ga_scope_config(cfg):
     staged.OBJECTNESS_LOSS = "cross_entropy"
     # "smooth_l1" of the deltas, or "bounded_iou" of the boxes.
     staged.BOX_LOSS = "smooth_l1"
+
+    # ---- ScopeNet: MODEL.META_ARCHITECTURE: ScopeNet ----------------------------------------------------
+    # Scope Head for Accurate Localization in Object Detection (Zhan et al.); sections and tables are its.
+    # P6 and P7 from P5, as FCOS ("custom FPN" of Table 4): MODEL.BACKBONE.NAME build_scopenet_resnet_fpn_backbone;
+    # from C5, as RetinaNet: build_retinanet_resnet_fpn_backbone.
+    scope = cfg.MODEL.SCOPENET = CN()
+    scope.NUM_CLASSES = 80
+    scope.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # 3x3 convolutions of each of the two towers, and the norm after each: "" or "GN" (Table 4).
+    scope.NUM_CONVS = 4
+    scope.NORM = ""
+    # Probability of every class at the start.
+    scope.PRIOR_PROB = 0.01
+
+    scope.BINS = CN()
+    # N anchors per side; 1 is direct regression (section 4.1). Table 2: 1, 3, 5, 7.
+    scope.BINS.NUM = 5
+    # log2(b_{n+1} / b_n). Table 2: 0.75, 1, 1.25.
+    scope.BINS.SIZE = 1.0
+    # sigma^2 of Eq. 2 (Table 3).
+    scope.BINS.UNCERTAINTY = True
+    # "one_hot", or beyond the paper "soft": two neighbouring bins share the target, as in the distribution focal
+    # loss (Generalized Focal Loss, Li et al. 2020, Eq. 6).
+    scope.BINS.TARGETS = "one_hot"
+
+    # A box's score is p_cls times: "none" 1; "mean" the mean over the sides of the largest bin probability (Eq. 3);
+    # beyond the paper "distribution" an IoU predicted from the distributions' statistics (Generalized Focal
+    # Loss V2, Li et al. 2021, 3.2).
+    scope.RESCORE = "mean"
+
+    scope.TARGETS = CN()
+    # Section 3.2. A location learns a box if it is within this many strides of its centre: classification,
+    # localization.
+    scope.TARGETS.CENTER_RADII = [1.5, 2.0]
+    # Pixels that separate the levels' ranges of the largest distance to a side.
+    scope.TARGETS.RANGES = [64, 128, 256, 512]
+
+    scope.LOSS = CN()
+    scope.LOSS.FOCAL_ALPHA = 0.25
+    scope.LOSS.FOCAL_GAMMA = 2.0
+    # "iou" is -log IoU; beyond the paper "giou" (Rezatofighi et al. 2019) and "diou" (Zheng et al. 2020).
+    scope.LOSS.BOX = "iou"
+    scope.LOSS.BIN_WEIGHT = 0.5  # lambda_bin
+    scope.LOSS.BOX_WEIGHT = 1.0  # lambda_loc
+    scope.LOSS.QUALITY_WEIGHT = 1.0  # of RESCORE "distribution"
+
+    # Of a class at a location, before NMS; the best candidates of each level and image; Table 4 has NMS at 0.5, 0.6.
+    scope.SCORE_THRESH_TEST = 0.05
+    scope.TOPK_CANDIDATES_TEST = 1000
+    scope.NMS_THRESH_TEST = 0.5
     return cfg
 
 
 # The part of MODEL that holds NUM_CLASSES, by META_ARCHITECTURE. Models that are not here know no classes.
-CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS", "GuidedAnchoringRetinaNet": "RETINANET", "RetinaNet": "RETINANET"}
+CLASSES_UNDER = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "GuidedAnchoringRetinaNet": "RETINANET",
+    "RetinaNet": "RETINANET",
+    "ScopeNet": "SCOPENET",
+}
 
 
 def check_num_classes(cfg, dataset: str, categories: int):
@@ -274,3 +329,57 @@ def per_level(node, key: str, levels: int) -> list:
             f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
         )
     return values
+
+
+def build_scope_detector(cfg, channels: int, strides):
+    """The :class:`ga_scope.modeling.scope.ScopeDetector` of a configuration.
+
+    Raises:
+        ConfigError: naming the key of a value that there is not.
+    """
+    from .modeling.scope import DistributionQuality, ScopeBins, ScopeDetector, ScopeHead, ScopeTargets
+
+    scope = cfg.MODEL.SCOPENET
+    for key, value, allowed in (
+        ("NORM", scope.NORM, ("", "GN")),
+        ("BINS.TARGETS", scope.BINS.TARGETS, ("one_hot", "soft")),
+        ("RESCORE", scope.RESCORE, ("none", "mean", "distribution")),
+        ("LOSS.BOX", scope.LOSS.BOX, ("iou", "giou", "diou")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"MODEL.SCOPENET.{key}: expected {', '.join(map(repr, allowed))}, got {value!r}")
+    if len(scope.TARGETS.RANGES) != len(strides) - 1:
+        raise ConfigError(
+            f"MODEL.SCOPENET.TARGETS.RANGES: expected {len(strides) - 1} limits between the {len(strides)} levels of "
+            f"IN_FEATURES, got {len(scope.TARGETS.RANGES)}"
+        )
+    bins = ScopeBins(scope.BINS.NUM, scope.BINS.SIZE)
+    head = ScopeHead(
+        channels,
+        scope.NUM_CLASSES,
+        bins,
+        convs=scope.NUM_CONVS,
+        norm=scope.NORM,
+        uncertainty=scope.BINS.UNCERTAINTY,
+        prior=scope.PRIOR_PROB,
+    )
+    return ScopeDetector(
+        head,
+        strides,
+        targets=ScopeTargets(scope.TARGETS.RANGES, scope.TARGETS.CENTER_RADII),
+        rescore=scope.RESCORE != "none",
+        quality=DistributionQuality(bins.count) if scope.RESCORE == "distribution" else None,
+        soft_bins=scope.BINS.TARGETS == "soft",
+        box_loss=scope.LOSS.BOX,
+        loss_weights={
+            "bins": scope.LOSS.BIN_WEIGHT,
+            "boxes": scope.LOSS.BOX_WEIGHT,
+            "quality": scope.LOSS.QUALITY_WEIGHT,
+        },
+        focal_alpha=scope.LOSS.FOCAL_ALPHA,
+        focal_gamma=scope.LOSS.FOCAL_GAMMA,
+        score_thresh=scope.SCORE_THRESH_TEST,
+        topk=scope.TOPK_CANDIDATES_TEST,
+        nms_thresh=scope.NMS_THRESH_TEST,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )

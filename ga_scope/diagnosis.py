@@ -171,8 +171,8 @@ class Diagnosis:
             recall["location"] - max(recall["anchor"], recall["proposal"]),  # box regression may bring them back
             "have an active location, but its anchor has another shape: the shape branch has not learned it. "
             f"Objects have sides of {low:.0f} to {high:.0f} px in the network, the levels' base sides are "
-            f"{', '.join(f'{s:g}' for s in self.base_sides)} px: if they lie apart, change MODEL.GUIDED_ANCHORING.SIGMA; "
-            "else train longer or raise MODEL.GUIDED_ANCHORING.SHAPE.LOSS_WEIGHT.",
+            f"{', '.join(f'{s:g}' for s in self.base_sides)} px: if they lie apart, change "
+            "MODEL.GUIDED_ANCHORING.SIGMA; else train longer or raise MODEL.GUIDED_ANCHORING.SHAPE.LOSS_WEIGHT.",
         )
         add(
             recall["anchor"] - recall["proposal"],

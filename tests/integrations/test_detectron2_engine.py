@@ -208,6 +208,8 @@ def test_overfits_four_images(shapes, four_images, tmp_path):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES: expected 5, the categories of"),
         (["MODEL.WEIGHTS", "/nowhere/model.pth"], "/nowhere/model.pth"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: expected at least one dataset"),
+        (["DATASETS.TRAIN", "('nowhere',)"], "no dataset 'nowhere'"),
+        (["DATASETS.TRAIN", "('coco_2017_train',)"], "instances_train2017.json: no such annotation file"),
     ],
 )
 def test_bad_input_is_named(opts, message, shapes, tmp_path):

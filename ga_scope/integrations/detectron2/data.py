@@ -1,5 +1,7 @@
 """Datasets and loaders: the project's registered datasets in detectron2's catalogs, errors that name the file."""
 
+import os
+
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
@@ -63,7 +65,14 @@ class NamedErrorMapper:
 
 
 def check_classes(cfg, name):
-    """:func:`ga_scope.config.check_num_classes`, for any dataset whose classes detectron2 knows."""
+    """The dataset's files are there, and :func:`ga_scope.config.check_num_classes` of any whose classes are known."""
+    if name not in DatasetCatalog.list():
+        raise DatasetError(f"DATASETS: no dataset {name!r}; DATASETS.REGISTER adds those of your own")
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file and not os.path.isfile(json_file):
+        raise DatasetError(
+            f"{json_file}: no such annotation file (dataset {name}; detectron2's lie below DETECTRON2_DATASETS)"
+        )
     DatasetCatalog.get(name)
     classes = len(MetadataCatalog.get(name).get("thing_classes", ()))
     if classes:

@@ -10,6 +10,7 @@ import torch
 from fvcore.common.checkpoint import Checkpointer
 
 from ...checkpoint import CheckedLoading
+from . import zoo
 
 # (torchvision's name, detectron2's name): a regular expression, and what becomes of it, with sums in braces.
 _NAMES = [
@@ -74,7 +75,14 @@ def from_detectron2(state: dict, model: torch.nn.Module) -> dict:
 
 
 class BuiltinCheckpointer(CheckedLoading, Checkpointer):
-    """fvcore's checkpointer over :func:`to_detectron2` and :func:`from_detectron2`."""
+    """fvcore's checkpointer over :func:`to_detectron2` and :func:`from_detectron2`; reads the model zoo's files."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.path_manager = zoo.paths
+
+    def _load_file(self, path):
+        return zoo.read_pickle(path) if path.endswith(".pkl") else super()._load_file(path)
 
     def save(self, name, **kwargs):
         model = self.model

@@ -175,6 +175,7 @@ PARTS = {
     "GuidedAnchoringRetinaNet": ("RETINANET",),
     "ProposalNetwork": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN"),
     "RetinaNet": ("ANCHOR_GENERATOR", "RETINANET"),
+    "ScopeNet": ("SCOPENET",),
 }
 
 PRECOMPUTED = "PrecomputedProposals"  # detectron2's name of no generator: proposals come with the images

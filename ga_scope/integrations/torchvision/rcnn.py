@@ -12,6 +12,7 @@ class RCNN(Detector):
     """Faster R-CNN; with ``roi_heads`` None a proposal network, with ``proposal_generator`` None Fast R-CNN.
 
     Fast R-CNN takes the proposals from its inputs, ``proposals`` (:class:`Proposals`) of each.
+
     In inference an image has ``proposals``, ``anchors`` and, with heads, ``boxes``, ``scores`` and ``classes``.
     """
 

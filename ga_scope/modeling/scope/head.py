@@ -1,0 +1,127 @@
+"""The network of ScopeNet: two towers; classes from one, bins and borders from the other (Figure 2)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..pyramid import Pyramid
+from .bins import ScopeBins
+
+# Shapes: N images, P locations of an image, C classes, B bins. Sides are left, top, right, bottom.
+
+# exp() of a border regression is bounded to 1000 / 16 times the anchor, so that a wild prediction stays finite.
+SCALE_CLAMP = math.log(1000 / 16)
+# log sigma^2 is bounded for the same reason.
+LOG_TEMPERATURE_CLAMP = 8.0
+
+
+class ScopePredictions(NamedTuple):
+    """What the head says at every location of a batch. Float32 under autocast, too."""
+
+    class_logits: Tensor  # (N, P, C)
+    bin_logits: Tensor  # (N, P, 4, B) s_n / sigma^2: their softmax is Eq. 2
+    borders: Tensor  # (N, P, 4, B) t_n of Eq. 1
+
+
+class ScopeHead(nn.Module):
+    """Class logits, bin logits and border regressions at every location, shared by all levels.
+
+    Args:
+        in_channels: of the features.
+        classes: C.
+        bins: the bins; with one bin there is nothing to choose, and the head regresses directly (section 4.1).
+        convs: 3x3 convolutions of each tower.
+        norm: after each of them, ``""`` for none or ``"GN"``.
+        uncertainty: predict sigma^2 of Eq. 2 for each side; without, it is 1 (Table 3).
+        prior: probability of every class at the start, as the focal loss wants it (Lin et al. 2017, 4.1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        bins: ScopeBins,
+        *,
+        convs: int = 4,
+        norm: str = "",
+        uncertainty: bool = True,
+        prior: float = 0.01,
+    ):
+        super().__init__()
+        if norm not in ("", "GN"):
+            raise ValueError(f"norm: expected '' or 'GN', got {norm!r}")
+        self.bins = bins
+        self.uncertainty = uncertainty and bins.count > 1
+        self.classification_tower = _tower(in_channels, convs, norm)
+        self.localization_tower = _tower(in_channels, convs, norm)
+        self.classes = nn.Conv2d(in_channels, classes, 3, padding=1)
+        self.bin_logits = None
+        if bins.count > 1:
+            self.bin_logits = nn.Conv2d(in_channels, 4 * (bins.count + self.uncertainty), 3, padding=1)
+        self.borders = nn.Conv2d(in_channels, 4 * bins.count, 3, padding=1)
+        # a_n of Eq. 1, learned. The anchors are 2^{a_n} strides.
+        self.log_anchors = nn.Parameter(torch.tensor(bins.log_centers))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.classes.bias, torch.tensor(prior).logit().item())
+
+    def forward(self, pyramid: Pyramid, features: list[Tensor]) -> ScopePredictions:
+        """``features`` are (N, in_channels, H_l, W_l) per level."""
+        classes, bins, borders = [], [], []
+        for feature in features:
+            classes.append(self.classes(self.classification_tower(feature)))
+            localization = self.localization_tower(feature)
+            borders.append(self.borders(localization))
+            if self.bin_logits is not None:
+                bins.append(self.bin_logits(localization))
+        borders = _full(pyramid.flatten(borders)).unflatten(2, (4, -1))
+        if self.bin_logits is None:
+            bin_logits = torch.zeros_like(borders)
+        else:
+            bin_logits = _full(pyramid.flatten(bins)).unflatten(2, (4, -1))
+            if self.uncertainty:
+                bin_logits = temper(bin_logits)
+        return ScopePredictions(_full(pyramid.flatten(classes)), bin_logits, borders)
+
+    def distances(self, borders: Tensor, bins: Tensor) -> Tensor:
+        """Eq. 1: d = 2^{a_n} e^{t_n} of chosen bins, in strides.
+
+        Args:
+            borders: (..., 4, B). bins: (..., 4) int64.
+
+        Returns:
+            (..., 4).
+        """
+        chosen = borders.gather(-1, bins[..., None]).squeeze(-1)
+        return torch.exp2(self.log_anchors[bins]) * torch.exp(chosen.clamp(max=SCALE_CLAMP))
+
+    def encode(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse: the bin of each distance (...), and t of that bin. Distances must be positive."""
+        bins = self.bins.index(distances)
+        return bins, distances.log() - math.log(2) * self.log_anchors[bins]
+
+
+def temper(logits: Tensor) -> Tensor:
+    """s_n / sigma^2 of Eq. 2, (..., B), from the head's outputs (..., B + 1), the last of which is log sigma^2."""
+    log_temperature = logits[..., -1:].clamp(-LOG_TEMPERATURE_CLAMP, LOG_TEMPERATURE_CLAMP)
+    return logits[..., :-1] * torch.exp(-log_temperature)
+
+
+def _full(values):
+    """Half precision is for convolutions; exponentials and losses have float32."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _tower(channels, convs, norm):
+    layers = []
+    for _ in range(convs):
+        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
+        if norm:
+            layers.append(nn.GroupNorm(32, channels))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
