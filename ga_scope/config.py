@@ -1,4 +1,7 @@
-"""The configuration keys of this project, on top of detectron2's. Both engines read them."""
+"""The configuration keys of this project, on top of detectron2's, and the models that they describe.
+
+Both engines read them.
+"""
 
 from .data.coco import DatasetError
 
@@ -14,6 +17,10 @@ def add_ga_scope_config(cfg):
     # Datasets of the user: a list of [name, annotation file, image folder]; the names go into
     # DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.REGISTER = []
+
+    # Proposal files (MODEL.LOAD_PROPOSALS, DATASETS.PROPOSAL_FILES_*) are .npz of tools/dump_proposals.py. Other
+    # files are pickles, which can run any code; True reads them all the same.
+    cfg.DATASETS.TRUST_PROPOSAL_PICKLES = False
 
     # SGD (detectron2's) or ADAMW.
     cfg.SOLVER.OPTIMIZER = "SGD"
@@ -38,6 +45,8 @@ def add_ga_scope_config(cfg):
     ga.LOW_QUALITY_IOU = 0.3
 
     ga.LOCATION = CN()
+    # False (Table 4, without L.): anchors at every location.
+    ga.LOCATION.ENABLED = True
     # A location is active from this probability on (epsilon_L). Table 5: 0.05 keeps 6.5 % at no loss.
     ga.LOCATION.THRESHOLD = 0.01
     # The best locations per level and image that may be active; 0: no limit. In training the limit is
@@ -53,6 +62,10 @@ def add_ga_scope_config(cfg):
     ga.LOCATION.LOSS_WEIGHT = 1.0  # lambda_1
 
     ga.SHAPE = CN()
+    # False (Table 4, without S.): the fixed anchors of MODEL.ANCHOR_GENERATOR; ADAPTION.OFFSETS must not be "shape".
+    ga.SHAPE.ENABLED = True
+    # True (Table 6, without C.A.): anchors may also move off the centres of their locations.
+    ga.SHAPE.PREDICT_CENTER = False
     # vIoU (Eq. 5): "sampled" over SCALES x RATIOS times SIGMA * stride, as the paper has it, or "exact"
     # over all sides within SIZE_RANGE times SIGMA * stride.
     ga.SHAPE.MODE = "sampled"
@@ -70,6 +83,22 @@ def add_ga_scope_config(cfg):
 
     ga.ADAPTION = CN()
     ga.ADAPTION.OFFSET_GROUPS = 4
+    # Where the offsets of the 3x3 deformable convolution come from: "shape" (Eq. 3), "features" (4.3: not
+    # guided by anchors), "none" (Table 4, without F.A.: an ordinary convolution).
+    ga.ADAPTION.OFFSETS = "shape"
+
+    # ---- Baselines of Table 1: MODEL.PROPOSAL_GENERATOR.NAME: StagedRPN ---------------------------------
+    # MODEL.RPN and MODEL.ANCHOR_GENERATOR apply.
+    staged = cfg.MODEL.STAGED_RPN = CN()
+    # 2: "RPN + iterative", anchors regressed and classified twice.
+    staged.STAGES = 1
+    # Features before the FPN that the first of two stages reads: "RefineRPN". They come from MODEL.BACKBONE.NAME
+    # build_resnet_fpn_backbone_with_stages.
+    staged.BEFORE_FPN = []
+    # "cross_entropy" over the sample, or "focal" over all anchors.
+    staged.OBJECTNESS_LOSS = "cross_entropy"
+    # "smooth_l1" of the deltas, or "bounded_iou" of the boxes.
+    staged.BOX_LOSS = "smooth_l1"
 
     # ---- ScopeNet: MODEL.META_ARCHITECTURE: ScopeNet ----------------------------------------------------
     # Scope Head for Accurate Localization in Object Detection (Zhan et al.); sections and tables are its.
@@ -124,7 +153,12 @@ def add_ga_scope_config(cfg):
 
 
 # The part of MODEL that holds NUM_CLASSES, by META_ARCHITECTURE. Models that are not here know no classes.
-CLASSES_UNDER = {"GeneralizedRCNN": "ROI_HEADS", "ScopeNet": "SCOPENET"}
+CLASSES_UNDER = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "GuidedAnchoringRetinaNet": "RETINANET",
+    "RetinaNet": "RETINANET",
+    "ScopeNet": "SCOPENET",
+}
 
 
 def check_num_classes(cfg, dataset: str, categories: int):
@@ -137,16 +171,19 @@ def check_num_classes(cfg, dataset: str, categories: int):
         )
 
 
-def guided_anchor_rpn_arguments(cfg) -> dict:
-    """The arguments of :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` (without ``head``, ``strides``)."""
-    from .modeling.box_coding import BoxCoder
-    from .modeling.guided_anchoring import AnchorShapes, LocationSelection, LocationTargets, ShapeTargets
+def _generation_arguments(cfg, levels: int) -> dict:
+    """The arguments of :class:`ga_scope.modeling.guided_anchoring.AnchorGeneration` (without ``head``, ``strides``)."""
+    from .modeling.guided_anchoring import AnchorShapes, FixedShapes, LocationSelection, LocationTargets, ShapeTargets
 
-    ga, rpn = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RPN
+    ga = cfg.MODEL.GUIDED_ANCHORING
+    if ga.SHAPE.ENABLED:
+        shapes = AnchorShapes(ga.SIGMA, ga.SHAPE_STD, ga.SHAPE.PREDICT_CENTER)
+    else:
+        sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
+        shapes = FixedShapes.of(sizes, ratios)
     return {
-        "shapes": AnchorShapes(ga.SIGMA, ga.SHAPE_STD),
+        "shapes": shapes,
         "selection": LocationSelection(ga.LOCATION.THRESHOLD, ga.LOCATION.TOPK_TEST),
-        "training_selection": LocationSelection(ga.LOCATION.THRESHOLD, rpn.PRE_NMS_TOPK_TRAIN),
         "location_targets": LocationTargets(ga.LOCATION.CENTER_RATIO, ga.LOCATION.IGNORE_RATIO, ga.SIGMA),
         "shape_targets": ShapeTargets(
             ga.SHAPE.MODE,
@@ -160,29 +197,139 @@ def guided_anchor_rpn_arguments(cfg) -> dict:
             ga.SHAPE.POSITIVE_FRACTION,
         ),
         "cell_offset": ga.CELL_OFFSET,
-        "box_coder": BoxCoder(rpn.BBOX_REG_WEIGHTS),
-        "iou_thresholds": rpn.IOU_THRESHOLDS,
-        "per_image": rpn.BATCH_SIZE_PER_IMAGE,
-        "positive_fraction": rpn.POSITIVE_FRACTION,
         "focal_alpha": ga.LOCATION.FOCAL_LOSS_ALPHA,
         "focal_gamma": ga.LOCATION.FOCAL_LOSS_GAMMA,
         "outside_weight": ga.LOCATION.OUTSIDE_WEIGHT,
-        "low_quality_iou": ga.LOW_QUALITY_IOU,
         "shape_beta": ga.SHAPE.SMOOTH_L1_BETA,
-        "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
-        "loss_weights": {
-            "location": ga.LOCATION.LOSS_WEIGHT,
-            "shape": ga.SHAPE.LOSS_WEIGHT,
-            "objectness": rpn.LOSS_WEIGHT,
-            "box": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
-        },
-        "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
-        "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
-        "nms_thresh": rpn.NMS_THRESH,
-        "min_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
-        # GA-RPN alone makes no use of proposals while it trains.
-        "proposals_in_training": cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
+        "location_weight": ga.LOCATION.LOSS_WEIGHT,
+        "shape_weight": ga.SHAPE.LOSS_WEIGHT,
     }
+
+
+def build_guided_anchor_rpn(cfg, channels: int, strides):
+    """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` of a configuration."""
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN, LocationSelection
+
+    ga, rpn = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RPN
+    if not ga.SHAPE.ENABLED and ga.ADAPTION.OFFSETS == "shape":
+        raise ConfigError(
+            "MODEL.GUIDED_ANCHORING.ADAPTION.OFFSETS: expected 'features' or 'none' where SHAPE.ENABLED is False, "
+            "got 'shape'"
+        )
+    generation = _generation_arguments(cfg, len(strides))
+    shapes = generation["shapes"]
+    head = GuidedAnchorHead(
+        channels,
+        ga.CONV,
+        ga.ADAPTION.OFFSET_GROUPS,
+        offsets=ga.ADAPTION.OFFSETS,
+        location=ga.LOCATION.ENABLED,
+        shape_columns=shapes.columns,
+        anchors_per_location=shapes.per_location,
+    )
+    return GuidedAnchorRPN(
+        head,
+        strides,
+        training_selection=LocationSelection(ga.LOCATION.THRESHOLD, rpn.PRE_NMS_TOPK_TRAIN),
+        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
+        iou_thresholds=rpn.IOU_THRESHOLDS,
+        low_quality_iou=ga.LOW_QUALITY_IOU,
+        per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        objectness_weight=rpn.LOSS_WEIGHT,
+        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        nms_thresh=rpn.NMS_THRESH,
+        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        # GA-RPN alone makes no use of proposals while it trains.
+        proposals_in_training=cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
+        **generation,
+    )
+
+
+def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
+    """The :class:`ga_scope.modeling.staged_rpn.StagedRPN` of a configuration.
+
+    ``before_fpn`` are the widths of the features MODEL.STAGED_RPN.BEFORE_FPN.
+    """
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import FixedShapes
+    from .modeling.staged_rpn import StagedRPN, StagedRPNHead
+
+    rpn, staged = cfg.MODEL.RPN, cfg.MODEL.STAGED_RPN
+    sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
+    shapes = FixedShapes.of(sizes, ratios)
+    if before_fpn and staged.STAGES != 2:
+        raise ConfigError(f"MODEL.STAGED_RPN.STAGES: expected 2 with BEFORE_FPN, got {staged.STAGES}")
+    return StagedRPN(
+        StagedRPNHead(channels, shapes.per_location, staged.STAGES, before_fpn),
+        strides,
+        shapes,
+        objectness_loss=staged.OBJECTNESS_LOSS,
+        box_loss=staged.BOX_LOSS,
+        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
+        iou_thresholds=rpn.IOU_THRESHOLDS,
+        per_image=rpn.BATCH_SIZE_PER_IMAGE,
+        positive_fraction=rpn.POSITIVE_FRACTION,
+        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
+        objectness_weight=rpn.LOSS_WEIGHT,
+        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        nms_thresh=rpn.NMS_THRESH,
+        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+    )
+
+
+def build_guided_anchor_retinanet(cfg, channels: int, strides):
+    """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRetinaNet` of a configuration."""
+    from .modeling.box_coding import BoxCoder
+    from .modeling.guided_anchoring import GuidedAnchorRetinaHead, GuidedAnchorRetinaNet
+
+    ga, retina = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RETINANET
+    for key in ("LOCATION", "SHAPE"):
+        if not ga[key].ENABLED:
+            raise ConfigError(f"MODEL.GUIDED_ANCHORING.{key}.ENABLED: expected True for a RetinaNet, got False")
+    generation = _generation_arguments(cfg, len(strides))
+    head = GuidedAnchorRetinaHead(
+        channels,
+        retina.NUM_CLASSES,
+        retina.NUM_CONVS,
+        ga.ADAPTION.OFFSET_GROUPS,
+        offsets=ga.ADAPTION.OFFSETS,
+        shape_columns=generation["shapes"].columns,
+        prior=retina.PRIOR_PROB,
+    )
+    return GuidedAnchorRetinaNet(
+        head,
+        strides,
+        box_coder=BoxCoder(retina.BBOX_REG_WEIGHTS),
+        iou_thresholds=retina.IOU_THRESHOLDS,
+        low_quality_iou=ga.LOW_QUALITY_IOU,
+        class_alpha=retina.FOCAL_LOSS_ALPHA,
+        class_gamma=retina.FOCAL_LOSS_GAMMA,
+        smooth_l1_beta=retina.SMOOTH_L1_LOSS_BETA,
+        score_thresh=retina.SCORE_THRESH_TEST,
+        topk_candidates=retina.TOPK_CANDIDATES_TEST,
+        nms_thresh=retina.NMS_THRESH_TEST,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        **generation,
+    )
+
+
+def per_level(node, key: str, levels: int) -> list:
+    """``node[key]`` (of MODEL.ANCHOR_GENERATOR) with an entry per level; one entry serves all."""
+    values = list(node[key])
+    if len(values) == 1:
+        values *= levels
+    if len(values) != levels:
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
+        )
+    return values
 
 
 def build_scope_detector(cfg, channels: int, strides):

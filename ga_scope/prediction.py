@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .modeling.guided_anchoring import GuidedAnchorRPN
+from .modeling.guided_anchoring import AnchorGeneration
 from .modeling.pyramid import Pyramid
 
 
@@ -33,29 +33,30 @@ class Prediction:
 
 
 @torch.no_grad()
-def inspect_anchors(rpn: GuidedAnchorRPN, features: list[Tensor], scale: float) -> GuidedAnchors:
+def inspect_anchors(rpn: AnchorGeneration, features: list[Tensor], scale: float) -> GuidedAnchors:
     """The guided anchors of a single image, from the features that ``rpn`` was called with.
 
     ``scale`` takes the network's pixels to those of the image file.
     """
     pyramid = Pyramid.of(features, rpn.strides, rpn.cell_offset)
     _, logits, deltas = rpn.head.generate(pyramid, features)
-    probability = logits.float().sigmoid()
-    active = rpn.selection(pyramid, probability)
-    levels = pyramid.per_level(range(len(rpn.strides)), active.device, torch.int64)[active]
+    probability = deltas.new_ones(deltas.shape[:2]) if logits is None else logits.float().sigmoid()
+    active = torch.arange(pyramid.locations) if logits is None else rpn.selection(pyramid, probability)
+    levels = pyramid.per_level(range(len(rpn.strides)), deltas.device, torch.int64)[active]
+    k = rpn.shapes.per_location
     return GuidedAnchors(
         probability=[level[0].cpu() for level in pyramid.split(probability)],
         strides=[stride * scale for stride in rpn.strides],
         boxes=(rpn.shapes.decode(pyramid, deltas[0, active], active) * scale).cpu(),
-        scores=probability[0, active].cpu(),
-        levels=levels.cpu(),
+        scores=probability[0, active].repeat_interleave(k).cpu(),
+        levels=levels.repeat_interleave(k).cpu(),
     )
 
 
 class FeatureTap:
-    """Keeps the features that a :class:`GuidedAnchorRPN` was last called with."""
+    """Keeps the features that an :class:`AnchorGeneration` was last called with."""
 
-    def __init__(self, rpn: GuidedAnchorRPN):
+    def __init__(self, rpn: AnchorGeneration):
         self.rpn = rpn
         self.features: list[Tensor] = []
         rpn.register_forward_pre_hook(self._take)
@@ -64,6 +65,6 @@ class FeatureTap:
         self.features = args[0]
 
 
-def guided_anchor_rpn(model: torch.nn.Module) -> GuidedAnchorRPN | None:
-    """The model's GA-RPN, if it has one."""
-    return next((m for m in model.modules() if isinstance(m, GuidedAnchorRPN)), None)
+def guided_anchoring(model: torch.nn.Module) -> AnchorGeneration | None:
+    """The model's GA-RPN or GA-RetinaNet, if it is or has one."""
+    return next((m for m in model.modules() if isinstance(m, AnchorGeneration)), None)

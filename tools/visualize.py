@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageOps
 
 from ga_scope.checkpoint import CheckpointError
+from ga_scope.config import ConfigError
 from ga_scope.data import load_dataset
 from ga_scope.data.coco import DatasetError
-from ga_scope.train import ENGINES, ConfigError, choose_engine
+from ga_scope.train import ENGINES, choose_engine
 from ga_scope.visualization import draw_panels
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}

@@ -2,6 +2,17 @@
 
 from .catalog import load_dataset, register_datasets
 from .coco import load_coco_json
+from .proposals import add_proposals, load_proposals, proposal_file, save_proposals, with_proposals
 from .shapes import make_shapes
 
-__all__ = ["load_coco_json", "load_dataset", "make_shapes", "register_datasets"]
+__all__ = [
+    "add_proposals",
+    "load_coco_json",
+    "load_dataset",
+    "load_proposals",
+    "make_shapes",
+    "proposal_file",
+    "register_datasets",
+    "save_proposals",
+    "with_proposals",
+]

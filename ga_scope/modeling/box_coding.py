@@ -9,7 +9,8 @@ from torch import Tensor
 SCALE_CLAMP = math.log(1000 / 16)
 
 
-def _center_size(boxes):
+def center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres (..., 2) and sides (..., 2) of boxes (..., 4)."""
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * size, size
 
@@ -25,14 +26,14 @@ class BoxCoder:
 
     def encode(self, references: Tensor, boxes: Tensor) -> Tensor:
         """Deltas (..., 4) that take the references to the boxes. Sizes must be positive."""
-        center, size = _center_size(references)
-        target_center, target_size = _center_size(boxes)
+        center, size = center_size(references)
+        target_center, target_size = center_size(boxes)
         deltas = torch.cat([(target_center - center) / size, (target_size / size).log()], -1)
         return deltas * deltas.new_tensor(self.weights)
 
     def decode(self, references: Tensor, deltas: Tensor) -> Tensor:
         """The boxes (..., 4) that the deltas make of the references."""
-        center, size = _center_size(references)
+        center, size = center_size(references)
         deltas = deltas / deltas.new_tensor(self.weights)
         center = center + deltas[..., :2] * size
         size = size * deltas[..., 2:].clamp(max=SCALE_CLAMP).exp()

@@ -40,8 +40,12 @@ def select_detections(
 ) -> Detections:
     """The ``most`` best of one image's scored boxes after NMS within each class, clipped to the image.
 
+    Of these, boxes that lie outside the image are dropped.
+
     Args:
         boxes: (M, 4). scores: (M,). classes: (M,). image_size: (height, width).
     """
     best = batched_nms(boxes, scores, classes, nms_thresh)[:most]
-    return Detections(clip_boxes(boxes[best], image_size), scores[best], classes[best])
+    boxes = clip_boxes(boxes[best], image_size)
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Detections(boxes[inside], scores[best][inside], classes[best][inside])

@@ -15,6 +15,9 @@ class Proposals(NamedTuple):
     boxes: Tensor  # (K, 4)
     logits: Tensor  # (K,) objectness
 
+    def to(self, device) -> "Proposals":
+        return Proposals(self.boxes.to(device), self.logits.to(device))
+
 
 def select_proposals(
     boxes: Tensor,

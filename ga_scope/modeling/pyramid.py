@@ -65,3 +65,27 @@ class Pyramid:
         """The inverse for a tensor (N, P) or (N, P, C): (N, H_l, W_l) or (N, H_l, W_l, C) per level."""
         parts = flat.split(self.counts, 1)
         return [part.unflatten(1, size) for part, size in zip(parts, self.sizes)]
+
+    def grow(self, locations: Tensor, reach: int) -> Tensor:
+        """The flat indices within ``reach`` cells of any of the locations, on their level: unique, ascending.
+
+        What a convolution of size 2 * reach + 1 over the locations (L,) reads, without the padding.
+        """
+        device = locations.device
+        image, place = locations // self.locations, locations % self.locations
+        firsts = torch.tensor([0, *self.counts[:-1]]).cumsum(0)
+        level = torch.searchsorted(firsts.to(device), place, right=True) - 1
+        first, height, width = (
+            values.to(device)[level] for values in (firsts, *torch.tensor(self.sizes).view(-1, 2).unbind(1))
+        )
+        y, x = (place - first) // width, (place - first) % width
+        step = torch.arange(-reach, reach + 1, device=device)
+        y, x = y[:, None, None] + step[:, None], x[:, None, None] + step
+        inside = (y >= 0) & (y < height[:, None, None]) & (x >= 0) & (x < width[:, None, None])
+        start = (image * self.locations + first)[:, None, None]
+        return (start + y * width[:, None, None] + x)[inside].unique()
+
+    def scatter(self, rows: Tensor, locations: Tensor) -> list[Tensor]:
+        """Rows (L, C) at unique flat indices as maps (N, C, H_l, W_l), zero elsewhere; channels last."""
+        flat = rows.new_zeros(self.images * self.locations, rows.shape[1]).index_copy(0, locations, rows)
+        return [part.permute(0, 3, 1, 2) for part in self.split(flat.view(self.images, self.locations, -1))]

@@ -60,9 +60,15 @@ def randomise(model, seed=0):
             if "running_var" in name:
                 value.copy_(0.5 + torch.rand(value.shape, generator=generator))
             elif value.is_floating_point() and "pixel" not in name:
+                scale = 0.3 if "head.adaption.conv_offset" in name or ".shape." in name else 0.05
                 if "backbone" in name and value.dim() == 4:
-                    scale = 0.3 * value.std()  # features stay of the order of one
-                else:
-                    scale = 0.3 if "head.adaption.conv_offset" in name or ".shape." in name else 0.05
+                    scale = 0.3 * value.std()
                 value.add_(torch.randn(value.shape, generator=generator) * scale)
+        # Features of the order of one: far larger ones would saturate every score.
+        model.eval()
+        image = torch.randn(1, 3, 128, 128, generator=generator)
+        largest = max(float(f.std()) for n, f in model.backbone(image).items() if n.startswith("p"))
+        for name, value in model.backbone.state_dict().items():
+            if "layer_blocks" in name or "extra_blocks.p6" in name:
+                value.div_(largest)
     return model

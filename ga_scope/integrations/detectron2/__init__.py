@@ -1,27 +1,31 @@
 """Guided Anchoring and ScopeNet in detectron2. Importing this package registers its components:
 
 proposal generator
-    ``GuidedAnchoringRPN`` (``MODEL.PROPOSAL_GENERATOR.NAME``)
+    ``GuidedAnchoringRPN``, ``StagedRPN`` (``MODEL.PROPOSAL_GENERATOR.NAME``)
 ROI heads
     ``GuidedAnchoringROIHeads``, ``GuidedAnchoringCascadeROIHeads`` (``MODEL.ROI_HEADS.NAME``)
 meta-architecture
-    ``ScopeNet`` (``MODEL.META_ARCHITECTURE``)
+    ``GuidedAnchoringRetinaNet``, ``ScopeNet`` (``MODEL.META_ARCHITECTURE``)
 backbone
-    ``build_scopenet_resnet_fpn_backbone`` (``MODEL.BACKBONE.NAME``)
+    ``build_resnet_fpn_backbone_with_stages``, ``build_scopenet_resnet_fpn_backbone`` (``MODEL.BACKBONE.NAME``)
 
 All are ``@configurable``: a yaml with :func:`add_ga_scope_config`, or a LazyConfig, builds them.
 """
 
 from ...config import add_ga_scope_config
+from .retinanet import GuidedAnchoringRetinaNet
 from .roi_heads import GuidedAnchoringCascadeROIHeads, GuidedAnchoringROIHeads
-from .rpn import GuidedAnchoringRPN
+from .rpn import GuidedAnchoringRPN, StagedRPN, build_resnet_fpn_backbone_with_stages
 from .scopenet import ScopeNet, build_scopenet_resnet_fpn_backbone
 
 __all__ = [
     "GuidedAnchoringCascadeROIHeads",
     "GuidedAnchoringROIHeads",
     "GuidedAnchoringRPN",
+    "GuidedAnchoringRetinaNet",
     "ScopeNet",
+    "StagedRPN",
     "add_ga_scope_config",
+    "build_resnet_fpn_backbone_with_stages",
     "build_scopenet_resnet_fpn_backbone",
 ]

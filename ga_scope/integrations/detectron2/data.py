@@ -8,12 +8,13 @@ from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
+    get_detection_dataset_dicts,
 )
 from detectron2.structures import BoxMode
 from pycocotools import mask as coco_mask
 
 from ...config import check_num_classes
-from ...data import load_coco_json, load_dataset, register_datasets
+from ...data import add_proposals, load_coco_json, load_dataset, proposal_file, register_datasets
 from ...data.coco import DatasetError
 
 
@@ -83,8 +84,27 @@ def build_train_loader(cfg):
         raise DatasetError("DATASETS.TRAIN: expected at least one dataset, got none")
     for name in cfg.DATASETS.TRAIN:
         check_classes(cfg, name)
-    return build_detection_train_loader(cfg, mapper=NamedErrorMapper(DatasetMapper(cfg, is_train=True)))
+    mapper = NamedErrorMapper(DatasetMapper(cfg, is_train=True))
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return build_detection_train_loader(cfg, mapper=mapper)
+    records = []
+    for name in cfg.DATASETS.TRAIN:
+        found = get_detection_dataset_dicts([name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        records += _with_proposals(cfg, "TRAIN", name, found)
+    return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
 
 
 def build_test_loader(cfg, name):
-    return build_detection_test_loader(cfg, name, mapper=NamedErrorMapper(DatasetMapper(cfg, is_train=False)))
+    mapper = NamedErrorMapper(DatasetMapper(cfg, is_train=False))
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+    records = _with_proposals(cfg, "TEST", name, get_detection_dataset_dicts([name], filter_empty=False))
+    return build_detection_test_loader(dataset=records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def _with_proposals(cfg, split, name, records):
+    """In place of detectron2's own loader, which reads pickles only."""
+    records = add_proposals(records, proposal_file(cfg, split, name), cfg.DATASETS.TRUST_PROPOSAL_PICKLES)
+    for record in records:
+        record["proposal_bbox_mode"] = BoxMode(record["proposal_bbox_mode"])
+    return records

@@ -1,11 +1,14 @@
 """Proposals and boxes under the project's metrics, as a detectron2 evaluator."""
 
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
 from ...evaluation import CocoEvaluation
+from ...modeling.guided_anchoring import AnchorGeneration
+from ...modeling.staged_rpn import StagedRPN
 from .data import ground_truth
 
 
@@ -13,7 +16,7 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
     """AR of the proposals inside the model, AP of its boxes, and the number of anchors (:class:`CocoEvaluation`).
 
     The proposals of a two-stage model are not among its outputs: a forward hook takes them from the proposal
-    generator, and another the anchors from a sliding-window RPN's anchor generator. A one-stage model has none.
+    generator, and another counts the anchors where they are made. A one-stage model has no proposals.
     """
 
     def __init__(self, dataset_name: str, model):
@@ -21,19 +24,23 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
         self.evaluation = CocoEvaluation(*ground_truth(dataset_name))
         self._proposals, self._anchors = [], []
         self._hooks = []
-        generator = getattr(getattr(model, "module", model), "proposal_generator", None)
+        model = getattr(model, "module", model)
+        generator = getattr(model, "proposal_generator", None)
         if generator is not None:
             self._hooks.append(generator.register_forward_hook(self._take_proposals))
-        if hasattr(generator, "anchor_generator"):
-            self._hooks.append(generator.anchor_generator.register_forward_hook(self._take_anchors))
+        for module in model.modules():
+            if isinstance(module, (AnchorGeneration, StagedRPN)):
+                self._hooks.append(module.register_forward_hook(self._count_anchors))
+            elif isinstance(module, DefaultAnchorGenerator):
+                self._hooks.append(module.register_forward_hook(self._count_sliding_anchors))
 
     def _take_proposals(self, module, inputs, output):
         self._proposals = copied(output[0])
-        if hasattr(module, "rpn"):
-            rpn = module.rpn
-            self._anchors = [(count, rpn.locations_per_image) for count in rpn.anchors_per_image]
 
-    def _take_anchors(self, module, inputs, output):
+    def _count_anchors(self, module, inputs, output):
+        self._anchors = [(count, module.locations_per_image) for count in module.anchors_per_image]
+
+    def _count_sliding_anchors(self, module, inputs, output):
         anchors = sum(len(boxes) for boxes in output)
         locations = sum(f.shape[-2] * f.shape[-1] for f in inputs[0])
         self._anchors = [(anchors, locations)] * len(inputs[0][0])
@@ -42,11 +49,12 @@ class GuidedAnchoringEvaluator(DatasetEvaluator):
         self.evaluation.merge([])
 
     def process(self, inputs, outputs):
-        for x, proposals, anchors in zip(inputs, self._proposals, self._anchors):
+        for anchors in self._anchors:
+            self.evaluation.add_anchors(*anchors)
+        for x, proposals in zip(inputs, self._proposals):
             scaled = detector_postprocess(proposals, x["height"], x["width"])
             boxes, logits = scaled.proposal_boxes.tensor.cpu(), scaled.objectness_logits.cpu()
             self.evaluation.add_proposals(x["image_id"], boxes, logits)
-            self.evaluation.add_anchors(*anchors)
         for x, output in zip(inputs, outputs):
             if "instances" in output:
                 found = output["instances"].to("cpu")

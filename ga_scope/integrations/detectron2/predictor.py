@@ -4,7 +4,7 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.modeling.postprocessing import detector_postprocess
 
-from ...prediction import FeatureTap, Prediction, guided_anchor_rpn, inspect_anchors
+from ...prediction import FeatureTap, Prediction, guided_anchoring, inspect_anchors
 from .data import NamedErrorMapper
 from .evaluation import copied
 from .run import load_model
@@ -16,10 +16,10 @@ class Predictor:
     def __init__(self, cfg):
         self.model = load_model(cfg).eval()
         self.mapper = NamedErrorMapper(DatasetMapper(cfg, is_train=False))
-        rpn = guided_anchor_rpn(self.model)
+        rpn = guided_anchoring(self.model)
         self.tap = FeatureTap(rpn) if rpn else None
         self._proposals = None
-        if hasattr(self.model, "proposal_generator"):
+        if getattr(self.model, "proposal_generator", None) is not None:
             self.model.proposal_generator.register_forward_hook(self._take_proposals)
 
     def _take_proposals(self, module, inputs, output):

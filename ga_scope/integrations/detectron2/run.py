@@ -6,9 +6,9 @@ from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
 
 from ...checkpoint import CheckpointError
-from ...config import add_ga_scope_config
+from ...config import ConfigError, add_ga_scope_config
 from ...evaluation import report
-from ...train import ConfigError, announce, resolve_device
+from ...train import announce, resolve_device
 from .data import register
 from .engine import CheckedCheckpointer, Trainer
 

@@ -13,6 +13,8 @@ NORMS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}
 class ResNetFPN(nn.Module):
     """Images (N, 3, H, W), H and W multiples of 32, to ``{"p3": ..., ..., "p7": ...}`` of one width.
 
+    The backbone's own features, ``"res3"`` and so on, are there as well.
+
     Args:
         first_level: 2 or 3, the finest of the levels.
         top: what stands above p5: ``"pool"``, p6 as every other pixel of p5 (Lin et al. 2017a); or p6 and p7 as
@@ -93,7 +95,7 @@ class ResNetFPN(nn.Module):
         features = getattr(self, self._fpn_name)(stages)
         if "pool" in features:
             features["p6"] = features.pop("pool")
-        return features
+        return features | {name.replace("p", "res"): stage for name, stage in stages.items()}
 
 
 def freeze_batch_norm(module):
@@ -110,9 +112,15 @@ def freeze_batch_norm(module):
 # MODEL.BACKBONE.NAME, as detectron2 and this project's part of it register them, to ``top``.
 TOPS = {
     "build_resnet_fpn_backbone": "pool",
+    "build_resnet_fpn_backbone_with_stages": "pool",
     "build_retinanet_resnet_fpn_backbone": "res5",
     "build_scopenet_resnet_fpn_backbone": "p5",
 }
+
+
+def stage_channels(cfg) -> dict[str, int]:
+    """The widths of the features before the FPN."""
+    return {f"res{i + 2}": cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 2**i for i in range(4)}
 
 
 def level_names(cfg) -> list[str]:

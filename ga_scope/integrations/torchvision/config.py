@@ -6,8 +6,7 @@ when a yaml sets it; so is a value that the engine cannot honour (:func:`check_c
 
 from fvcore.common.config import CfgNode as CN
 
-from ...config import add_ga_scope_config
-from ...train import ConfigError
+from ...config import ConfigError, add_ga_scope_config
 from .backbone import TOPS, level_names
 
 HINT = "the built-in engine cannot honour it; detectron2 (--engine detectron2) can"
@@ -102,6 +101,26 @@ def get_cfg() -> CN:
         }
     )
 
+    model.RETINANET = CN(
+        {
+            "NUM_CLASSES": 80,
+            "IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+            "NUM_CONVS": 4,
+            "NORM": "",
+            "PRIOR_PROB": 0.01,
+            "IOU_THRESHOLDS": [0.4, 0.5],
+            "IOU_LABELS": [0, -1, 1],
+            "BBOX_REG_WEIGHTS": (1.0, 1.0, 1.0, 1.0),
+            "BBOX_REG_LOSS_TYPE": "smooth_l1",
+            "SMOOTH_L1_LOSS_BETA": 0.1,
+            "FOCAL_LOSS_ALPHA": 0.25,
+            "FOCAL_LOSS_GAMMA": 2.0,
+            "SCORE_THRESH_TEST": 0.05,
+            "TOPK_CANDIDATES_TEST": 1000,
+            "NMS_THRESH_TEST": 0.5,
+        }
+    )
+
     cfg.INPUT = CN(
         {
             "MIN_SIZE_TRAIN": (800,),
@@ -113,7 +132,16 @@ def get_cfg() -> CN:
             "FORMAT": "BGR",
         }
     )
-    cfg.DATASETS = CN({"TRAIN": (), "TEST": ()})
+    cfg.DATASETS = CN(
+        {
+            "TRAIN": (),
+            "TEST": (),
+            "PROPOSAL_FILES_TRAIN": (),
+            "PROPOSAL_FILES_TEST": (),
+            "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
+            "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
+        }
+    )
     cfg.DATALOADER = CN({"NUM_WORKERS": 4, "ASPECT_RATIO_GROUPING": True, "FILTER_EMPTY_ANNOTATIONS": True})
 
     cfg.SOLVER = CN(
@@ -144,13 +172,16 @@ def get_cfg() -> CN:
 # What a model reads of the keys below: their first parts. All read what stands under no model's part.
 PARTS = {
     "GeneralizedRCNN": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD"),
+    "GuidedAnchoringRetinaNet": ("RETINANET",),
     "ProposalNetwork": ("PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "RPN"),
+    "RetinaNet": ("ANCHOR_GENERATOR", "RETINANET"),
     "ScopeNet": ("SCOPENET",),
 }
 
+PRECOMPUTED = "PrecomputedProposals"  # detectron2's name of no generator: proposals come with the images
+
 # Keys whose value this engine takes only from a list. Some of detectron2's defaults are not among them.
 ALLOWED = {
-    "MODEL.LOAD_PROPOSALS": (False,),
     "MODEL.MASK_ON": (False,),
     "MODEL.KEYPOINT_ON": (False,),
     "MODEL.BACKBONE.NAME": tuple(TOPS),
@@ -158,7 +189,10 @@ ALLOWED = {
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.FPN.NORM": ("", "BN", "GN"),
     "MODEL.FPN.FUSE_TYPE": ("sum",),
-    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "GuidedAnchoringRPN"),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "GuidedAnchoringRPN", "StagedRPN", PRECOMPUTED),
+    "MODEL.STAGED_RPN.BEFORE_FPN": ([], ["res2", "res3", "res4", "res5"]),
+    "MODEL.STAGED_RPN.OBJECTNESS_LOSS": ("cross_entropy", "focal"),
+    "MODEL.STAGED_RPN.BOX_LOSS": ("smooth_l1", "bounded_iou"),
     "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
     "MODEL.ANCHOR_GENERATOR.OFFSET": (0.0,),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
@@ -175,6 +209,10 @@ ALLOWED = {
     "MODEL.ROI_BOX_HEAD.NUM_FC": (2,),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
+    "MODEL.RETINANET.NUM_CONVS": (4,),  # torchvision's head has four
+    "MODEL.RETINANET.NORM": ("",),
+    "MODEL.RETINANET.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "none"),
     "INPUT.FORMAT": ("BGR", "RGB"),
@@ -200,6 +238,12 @@ def check_cfg(cfg):
         if key.split(".")[1] not in unread:
             _check(cfg, key, allowed)
     _check(cfg, "MODEL.FPN.IN_FEATURES", (["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]))
+    generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
+    if "PROPOSAL_GENERATOR" in read and cfg.MODEL.LOAD_PROPOSALS != (generator == PRECOMPUTED):
+        raise ConfigError(
+            f"MODEL.LOAD_PROPOSALS: expected True with MODEL.PROPOSAL_GENERATOR.NAME {PRECOMPUTED} and False "
+            f"otherwise, got {cfg.MODEL.LOAD_PROPOSALS} with {generator}"
+        )
     levels = level_names(cfg)
     for part in read:
         names = cfg.MODEL[part].get("IN_FEATURES", ())

@@ -9,8 +9,10 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ...config import check_num_classes
-from ...data import load_dataset
+from ...data import add_proposals, load_dataset, proposal_file
 from ...data.coco import DatasetError
+from ...modeling.box_coding import clip_boxes
+from ...modeling.proposals import Proposals
 
 
 def read_image(record: dict, format: str) -> Image.Image:
@@ -51,6 +53,8 @@ class Mapper:
         self.longest = keys.MAX_SIZE_TRAIN if training else keys.MAX_SIZE_TEST
         self.flip = training and keys.RANDOM_FLIP == "horizontal"
         self.format = keys.FORMAT
+        split = "TRAIN" if training else "TEST"
+        self.proposals = cfg.DATASETS[f"PRECOMPUTED_PROPOSAL_TOPK_{split}"] if cfg.MODEL.LOAD_PROPOSALS else 0
 
     def _short_side(self):
         if self.from_range:
@@ -70,9 +74,22 @@ class Mapper:
             pixels = pixels[:, :, ::-1]
         mapped = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
         mapped["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        if self.proposals:
+            mapped["proposals"] = self._proposals(record, height, width, flipped)
         if self.training:
             mapped["boxes"], mapped["labels"] = self._targets(record, height, width, flipped)
         return mapped
+
+    def _proposals(self, record, height, width, flipped):
+        if "proposal_boxes" not in record:
+            raise DatasetError(
+                f"{record['file_name']}: expected proposals with the image (ga_scope.data.with_proposals), got none"
+            )
+        boxes = _moved(torch.tensor(record["proposal_boxes"]), record, height, width, flipped)
+        boxes = clip_boxes(boxes, (height, width)).float()
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        logits = torch.tensor(record["proposal_objectness_logits"])
+        return Proposals(boxes[kept][: self.proposals], logits[kept][: self.proposals])
 
     @staticmethod
     def _targets(record, height, width, flipped):
@@ -80,13 +97,19 @@ class Mapper:
         items = [a for a in record["annotations"] if not a["iscrowd"]]
         boxes = torch.tensor([a["bbox"] for a in items], dtype=torch.float64).view(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        boxes *= torch.tensor([width / record["width"], height / record["height"]] * 2, dtype=torch.float64)
-        if flipped:
-            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        boxes = _moved(boxes, record, height, width, flipped)
         boxes = boxes.minimum(torch.tensor([width, height] * 2, dtype=torch.float64)).clamp(min=0).float()
         labels = torch.tensor([a["category_id"] for a in items], dtype=torch.int64)
         kept = (boxes[:, 2:] > boxes[:, :2] + 1e-5).all(1)
         return boxes[kept], labels[kept]
+
+
+def _moved(boxes, record, height, width, flipped):
+    """Boxes of the image file in the resized, perhaps flipped image; float64."""
+    boxes = boxes.double() * torch.tensor([width / record["width"], height / record["height"]] * 2, dtype=torch.float64)
+    if flipped:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return boxes
 
 
 class _Records(Dataset):
@@ -149,12 +172,18 @@ def training_records(cfg) -> list[dict]:
     for name in cfg.DATASETS.TRAIN:
         found, categories = load_dataset(name)
         check_num_classes(cfg, name, len(categories))
-        records += found
+        records += loaded_proposals(cfg, "TRAIN", name, found)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = [r for r in records if any(not a["iscrowd"] for a in r["annotations"])]
     if not records:
         raise DatasetError(f"DATASETS.TRAIN: no image of {', '.join(cfg.DATASETS.TRAIN)} has a usable annotation")
     return records
+
+
+def loaded_proposals(cfg, split: str, name: str, records: list[dict]) -> list[dict]:
+    """The dicts of a dataset of ``split``, with the proposals of its file if MODEL.LOAD_PROPOSALS."""
+    file = proposal_file(cfg, split, name)
+    return add_proposals(records, file, cfg.DATASETS.TRUST_PROPOSAL_PICKLES) if file else records
 
 
 def build_train_loader(cfg, seed: int, start_iteration: int = 0):

@@ -63,6 +63,10 @@ class OneStageDetector(Detector):
         for detections, x, size in zip(found, inputs, images.image_sizes):
             boxes = rescale(detections.boxes, x, size)
             outputs.append({"boxes": boxes, "scores": detections.scores, "classes": detections.classes})
+        # A detector on anchors says how many its results came from.
+        locations = getattr(self.detector, "locations_per_image", 0)
+        for output, count in zip(outputs, getattr(self.detector, "anchors_per_image", ())):
+            output["anchors"] = (count, locations)
         return outputs
 
 

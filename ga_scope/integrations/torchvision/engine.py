@@ -15,7 +15,7 @@ from ...config import check_num_classes
 from ...data import load_dataset
 from ...evaluation import CocoEvaluation
 from .checkpoint import BuiltinCheckpointer
-from .data import build_test_loader, build_train_loader
+from .data import build_test_loader, build_train_loader, loaded_proposals
 from .models import build_model
 from .solver import build_lr_schedule, build_optimizer, clip_gradients
 
@@ -147,6 +147,7 @@ def evaluate(cfg, model) -> dict[str, dict[str, float]]:
         records, categories = load_dataset(name)
         check_num_classes(cfg, name, len(categories))
         evaluation = CocoEvaluation(records, categories)
+        records = loaded_proposals(cfg, "TEST", name, records)
         for record in tqdm(build_test_loader(cfg, records), total=len(records), desc=name, mininterval=5):
             (output,) = model([record])
             add_output(evaluation, record["image_id"], output)

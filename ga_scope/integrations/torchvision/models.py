@@ -5,12 +5,15 @@ import torch
 from .config import check_cfg
 from .detector import Detector
 from .rcnn import build_rcnn
+from .retinanet import build_guided_anchoring_retinanet, build_retinanet
 from .scopenet import build_scopenet
 
 # Every name here has its entry in config.PARTS, which says what keys it reads.
 META_ARCHITECTURES = {
     "GeneralizedRCNN": build_rcnn,
+    "GuidedAnchoringRetinaNet": build_guided_anchoring_retinanet,
     "ProposalNetwork": build_rcnn,
+    "RetinaNet": build_retinanet,
     "ScopeNet": build_scopenet,
 }
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...prediction import FeatureTap, Prediction, guided_anchor_rpn, inspect_anchors
+from ...prediction import FeatureTap, Prediction, guided_anchoring, inspect_anchors
 from .data import Mapper
 from .run import load_model
 
@@ -13,7 +13,7 @@ class Predictor:
     def __init__(self, cfg):
         self.model = load_model(cfg)
         self.mapper = Mapper(cfg, training=False)
-        rpn = guided_anchor_rpn(self.model)
+        rpn = guided_anchoring(self.model)
         self.tap = FeatureTap(rpn) if rpn else None
 
     @torch.no_grad()

@@ -7,11 +7,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ...config import guided_anchor_rpn_arguments
-from ...modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN
+from ...config import build_guided_anchor_rpn, build_staged_rpn, per_level
+from ...modeling.guided_anchoring import GuidedAnchorRPN
 from ...modeling.losses import smooth_l1_loss
 from ...modeling.proposals import Proposals
-from .backbone import STRIDES
+from ...modeling.staged_rpn import StagedRPN
+from .backbone import STRIDES, stage_channels
 
 # A proposal generator here is called with the features {name: (N, C, H, W)}, the padded images' ImageList,
 # and the targets; it returns Proposals per image and losses. Its anchors_per_image and locations_per_image
@@ -55,12 +56,13 @@ class SlidingWindowRPN(RegionProposalNetwork):
         return classification * weight, box * weight * self.box_loss_weight
 
 
-class GuidedAnchoringRPN(nn.Module):
-    """:class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` on named features."""
+class NamedFeatures(nn.Module):
+    """A framework-free generator, :class:`GuidedAnchorRPN` or :class:`StagedRPN`, on named features."""
 
-    def __init__(self, in_features, rpn: GuidedAnchorRPN):
+    def __init__(self, in_features, rpn: GuidedAnchorRPN | StagedRPN, before_fpn=()):
         super().__init__()
         self.in_features = in_features
+        self.before_fpn = before_fpn
         self.rpn = rpn
 
     @property
@@ -73,19 +75,23 @@ class GuidedAnchoringRPN(nn.Module):
 
     def forward(self, images: ImageList, features, targets=None):
         gt_boxes = None if targets is None else [t["boxes"] for t in targets]
-        return self.rpn([features[name] for name in self.in_features], images.image_sizes, gt_boxes)
+        levels = [features[name] for name in self.in_features]
+        more = {"before_fpn": [features[name] for name in self.before_fpn]} if self.before_fpn else {}
+        return self.rpn(levels, images.image_sizes, gt_boxes, **more)
 
 
 def build_proposal_generator(cfg, channels: int) -> nn.Module:
     rpn = cfg.MODEL.RPN
+    strides = [STRIDES[name] for name in rpn.IN_FEATURES]
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "GuidedAnchoringRPN":
-        ga = cfg.MODEL.GUIDED_ANCHORING
-        head = GuidedAnchorHead(channels, ga.CONV, ga.ADAPTION.OFFSET_GROUPS)
-        strides = [STRIDES[name] for name in rpn.IN_FEATURES]
-        return GuidedAnchoringRPN(rpn.IN_FEATURES, GuidedAnchorRPN(head, strides, **guided_anchor_rpn_arguments(cfg)))
+        return NamedFeatures(rpn.IN_FEATURES, build_guided_anchor_rpn(cfg, channels, strides))
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "StagedRPN":
+        names = cfg.MODEL.STAGED_RPN.BEFORE_FPN
+        widths = [stage_channels(cfg)[name] for name in names]
+        return NamedFeatures(rpn.IN_FEATURES, build_staged_rpn(cfg, channels, strides, widths), names)
     levels = len(rpn.IN_FEATURES)
-    sizes, ratios = (_per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
-    anchors = AnchorGenerator(sizes, ratios)
+    sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
+    anchors = AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
     negative, positive = rpn.IOU_THRESHOLDS
     return SlidingWindowRPN(
         in_features=rpn.IN_FEATURES,
@@ -104,14 +110,3 @@ def build_proposal_generator(cfg, channels: int) -> nn.Module:
         post_nms_top_n={"training": rpn.POST_NMS_TOPK_TRAIN, "testing": rpn.POST_NMS_TOPK_TEST},
         nms_thresh=rpn.NMS_THRESH,
     )
-
-
-def _per_level(cfg, key, levels):
-    values = cfg[key]
-    if len(values) == 1:
-        values = values * levels
-    if len(values) != levels:
-        raise ValueError(
-            f"MODEL.ANCHOR_GENERATOR.{key}: expected 1 or {levels} entries, one per level, got {len(values)}"
-        )
-    return tuple(tuple(v) for v in values)

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from ...checkpoint import CheckpointError
+from ...config import ConfigError
 from ...data import register_datasets
 from ...evaluation import report
-from ...train import ConfigError, announce, resolve_device
+from ...train import announce, resolve_device
 from .config import get_cfg, merge_file
 from .engine import Trainer, evaluate
 from .models import build_model

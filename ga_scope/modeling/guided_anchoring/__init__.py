@@ -1,16 +1,23 @@
 """Guided Anchoring (Wang et al., CVPR 2019): anchors where objects are, of the shape that they have."""
 
-from .anchors import AnchorShapes
-from .head import FeatureAdaption, GuidedAnchorHead
+from .adaption import FeatureAdaption
+from .anchors import AnchorShapes, FixedShapes
+from .generation import AnchorGeneration
+from .head import GuidedAnchorHead
+from .retinanet import GuidedAnchorRetinaHead, GuidedAnchorRetinaNet
 from .rpn import GuidedAnchorRPN
 from .selection import LocationSelection
 from .targets import LocationTargets, ShapeTargets
 
 __all__ = [
+    "AnchorGeneration",
     "AnchorShapes",
     "FeatureAdaption",
+    "FixedShapes",
     "GuidedAnchorHead",
     "GuidedAnchorRPN",
+    "GuidedAnchorRetinaHead",
+    "GuidedAnchorRetinaNet",
     "LocationSelection",
     "LocationTargets",
     "ShapeTargets",

@@ -9,33 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...ops import DeformConv2d
 from ..pyramid import Pyramid
+from .adaption import FeatureAdaption
 
-# Shapes: N images, C channels, P locations of an image, L listed locations.
+# Shapes: N images, C channels, P locations of an image, L listed locations, K anchors per location.
 
 PRIOR_PROBABILITY = 0.01  # of a location at the start, as the focal loss wants it (Lin et al. 2017, 4.1)
+PRIOR_BIAS = torch.tensor(PRIOR_PROBABILITY).logit().item()
 
 
-class FeatureAdaption(nn.Module):
-    """N_T of Eq. 3: a 3x3 deformable convolution whose offsets come from the anchor's shape, then ReLU.
+def initialise(*layers):
+    """Weights of std 0.01 and zero biases, as RPN and RetinaNet have them; a layer may be None."""
+    for layer in layers:
+        if layer is not None:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
 
-    The offsets are a bias-free 1x1 convolution of the raw (dw, dh), which the operator makes on the fly.
-    """
 
-    def __init__(self, channels: int, offset_groups: int = 4):
-        super().__init__()
-        self.conv_offset = nn.Conv2d(2, offset_groups * 2 * 9, 1, bias=False)
-        self.conv_adaption = DeformConv2d(channels, channels, 3, padding=1, bias=False)
-        nn.init.normal_(self.conv_offset.weight, std=0.1)
-        nn.init.normal_(self.conv_adaption.weight, std=0.01)
+def location_branch(channels: int) -> nn.Conv2d:
+    """N_L of section 3.1."""
+    branch = nn.Conv2d(channels, 1, 1)
+    initialise(branch)
+    nn.init.constant_(branch.bias, PRIOR_BIAS)
+    return branch
 
-    def forward(self, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> Tensor:
-        """Adapted features (L, C) at the locations; ``shape_deltas`` (L, 2) is their (dw, dh), detached."""
-        adapted = self.conv_adaption(
-            features, shape_deltas, locations=locations, offset_weight=self.conv_offset.weight.flatten(1)
-        )
-        return F.relu(adapted)
+
+def shape_branch(channels: int, columns: int) -> nn.Conv2d:
+    """N_S of section 3.2; ``columns`` as :attr:`AnchorShapes.columns`."""
+    branch = nn.Conv2d(channels, columns, 1)
+    initialise(branch)
+    return branch
 
 
 class GuidedAnchorHead(nn.Module):
@@ -45,39 +48,52 @@ class GuidedAnchorHead(nn.Module):
         in_channels: C.
         conv: an extra 3x3 convolution and ReLU before all branches. The paper's Figure 1 has none, its
             release one.
-        offset_groups: deformable groups of the adaption.
+        offset_groups, offsets: of the :class:`FeatureAdaption`.
+        location: without, there is no location branch (Table 4, without L.).
+        shape_columns: :attr:`AnchorShapes.columns`; 0: no shape branch (Table 4, without S.).
+        anchors_per_location: K, 1 unless the shapes are fixed.
     """
 
-    def __init__(self, in_channels: int, conv: bool = False, offset_groups: int = 4):
+    def __init__(
+        self,
+        in_channels: int,
+        conv: bool = False,
+        offset_groups: int = 4,
+        *,
+        offsets: str = "shape",
+        location: bool = True,
+        shape_columns: int = 2,
+        anchors_per_location: int = 1,
+    ):
         super().__init__()
+        if offsets == "shape" and not shape_columns:
+            raise ValueError("offsets: expected 'features' or 'none' without a shape branch, got 'shape'")
         self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1) if conv else None
-        self.location = nn.Conv2d(in_channels, 1, 1)
-        self.shape = nn.Conv2d(in_channels, 2, 1)
-        self.adaption = FeatureAdaption(in_channels, offset_groups)
-        self.objectness = nn.Linear(in_channels, 1)
-        self.deltas = nn.Linear(in_channels, 4)
-        for layer in (self.conv, self.location, self.shape, self.objectness, self.deltas):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.location.bias, torch.tensor(PRIOR_PROBABILITY).logit().item())
+        self.location = location_branch(in_channels) if location else None
+        self.shape = shape_branch(in_channels, shape_columns) if shape_columns else None
+        self.adaption = FeatureAdaption(in_channels, offset_groups, offsets)
+        self.objectness = nn.Linear(in_channels, anchors_per_location)
+        self.deltas = nn.Linear(in_channels, 4 * anchors_per_location)
+        initialise(self.conv, self.objectness, self.deltas)
 
-    def generate(self, pyramid: Pyramid, features: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
+    def generate(self, pyramid: Pyramid, features: list[Tensor]) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """Phase one, at every location.
 
         Returns:
-            the features that phase two reads (after ``conv``), location logits (N, P), shape deltas (N, P, 2).
+            the features that phase two reads (after ``conv``), location logits (N, P) or None, shape deltas
+            (N, P, columns).
         """
         if self.conv is not None:
             features = [F.relu(self.conv(f)) for f in features]
-        location = pyramid.flatten([self.location(f) for f in features]).squeeze(2)
-        shape = pyramid.flatten([self.shape(f) for f in features])
-        return features, location, shape
+        location = pyramid.flatten([self.location(f) for f in features]).squeeze(2) if self.location else None
+        if self.shape is None:
+            return features, location, features[0].new_zeros(pyramid.images, pyramid.locations, 0)
+        return features, location, pyramid.flatten([self.shape(f) for f in features])
 
     def predict(self, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
-        """Phase two, at listed locations: objectness logits (L,) and box deltas (L, 4).
+        """Phase two, at listed locations: objectness logits (L * K,) and box deltas (L * K, 4).
 
-        ``shape_deltas`` (L, 2) are those of the locations; no gradient flows into them (section 3.3).
+        ``shape_deltas`` (L, columns) are those of the locations; no gradient flows into them (section 3.3).
         """
         adapted = self.adaption(features, shape_deltas.detach(), locations)
-        return self.objectness(adapted).squeeze(1), self.deltas(adapted)
+        return self.objectness(adapted).flatten(), self.deltas(adapted).view(-1, 4)

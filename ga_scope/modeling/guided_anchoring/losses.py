@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..box_coding import center_size
 from ..losses import sigmoid_focal_loss, smooth_l1_loss
 
 
@@ -29,3 +30,15 @@ def shape_loss(sides: Tensor, gt_sides: Tensor, beta: float = 0.2) -> Tensor:
     ratio = sides / gt_sides
     loss = smooth_l1_loss(1 - ratio.minimum(1 / ratio), beta)
     return loss.sum() / max(len(sides), 1)
+
+
+def center_loss(centers: Tensor, gt_boxes: Tensor, beta: float = 0.2) -> Tensor:
+    """Bounded IoU loss of centres: what a shift of dx leaves of the overlap, (wg - 2 |dx|) / (wg + 2 |dx|).
+
+    Tychsen-Smith and Petersson 2018, Eq. 6; beside :func:`shape_loss` where centres are predicted (Table 6).
+    ``centers`` (L, 2), ``gt_boxes`` (L, 4). Returns the mean over locations, 0 without any.
+    """
+    gt_centers, gt_sides = center_size(gt_boxes)
+    shift = 2 * (centers - gt_centers).abs()
+    loss = smooth_l1_loss(1 - ((gt_sides - shift) / (gt_sides + shift)).clamp(min=0), beta)
+    return loss.sum() / max(len(centers), 1)

@@ -34,7 +34,12 @@ class ShapeSamples(NamedTuple):
     """Locations that the shape loss is computed at."""
 
     locations: Tensor  # (L,) int64
-    gt_sides: Tensor  # (L, 2) width and height of the matched box
+    gt_boxes: Tensor  # (L, 4) the matched box
+
+    @property
+    def gt_sides(self) -> Tensor:
+        """Width and height of the matched box, (L, 2)."""
+        return self.gt_boxes[:, 2:] - self.gt_boxes[:, :2]
 
 
 class ShapeTargets:
@@ -91,5 +96,4 @@ class ShapeTargets:
     def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> ShapeSamples:
         labels, index = self.labels(pyramid, gt_boxes)
         positives, _ = sample_labels(labels, self.per_image, self.positive_fraction)
-        boxes = torch.cat(gt_boxes)[index.flatten()[positives]]
-        return ShapeSamples(positives, boxes[:, 2:] - boxes[:, :2])
+        return ShapeSamples(positives, torch.cat(gt_boxes)[index.flatten()[positives]])

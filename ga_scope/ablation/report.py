@@ -1,0 +1,98 @@
+"""A table's results beside the paper's: Markdown for people, JSON for programs."""
+
+import json
+import shlex
+import statistics
+
+from .runs import Suite, commit, machine
+from .tables import Row, Table
+
+PLAIN = ("anchors_per_image", "images_per_second")  # not in percent
+
+
+def measured(suite: Suite, row: Row, seeds: list[int]) -> dict[str, list[float]]:
+    """{metric: values of the seeds that are done}."""
+    values = {}
+    for seed in seeds:
+        found = {}
+        for run in filter(None, (row.also, row.run)):
+            found |= (suite.result(run, seed) or {"metrics": {}})["metrics"]
+        for name, value in found.items():
+            if isinstance(value, (int, float)):
+                values.setdefault(name, []).append(value if name in PLAIN else 100 * value)
+    return values
+
+
+def _cell(values):
+    if not values:
+        return "–"
+    mean = statistics.mean(values)
+    digits = 0 if abs(mean) >= 1000 else 1
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def as_dict(suite: Suite, table: Table, seeds: list[int]) -> dict:
+    """The table as plain data: per row the paper's numbers, every seed's, and the commands."""
+    rows = []
+    for row in table.rows:
+        values = measured(suite, row, seeds)
+        results = {seed: suite.result(row.run, seed) for seed in seeds}
+        done = [seed for seed in seeds if results[seed]]
+        rows.append(
+            {
+                "label": row.label,
+                "paper": dict(zip(table.columns, row.paper)),
+                "measured": {title: values.get(metric, []) for title, metric in table.columns.items()},
+                "seeds": done,
+                "commands": [shlex.join(["python", *suite.command(run, (done or seeds)[0])]) for run in _steps(row)],
+                "commits": sorted({results[seed]["commit"] for seed in done}),
+                "machines": sorted({results[seed]["machine"] for seed in done}),
+            }
+        )
+    return {"caption": table.caption, "dataset": suite.dataset, "engine": suite.engine, "rows": rows}
+
+
+def _steps(row: Row):
+    """The row's runs in the order that they have to be run in."""
+    ordered = []
+
+    def visit(run):
+        for needed in run.needs():
+            visit(needed)
+        if run not in ordered:
+            ordered.append(run)
+
+    visit(row.run)
+    if row.also:
+        visit(row.also)
+    return ordered
+
+
+def as_markdown(content: dict) -> str:
+    """Paper and measured side by side; percent, mean ± standard deviation over the seeds."""
+    columns = list(content["rows"][0]["paper"])
+    lines = [
+        f"## {content['caption']}",
+        "",
+        f"Measured on {content['dataset']} with the {content['engine']} engine; the paper's numbers are COCO's, so "
+        "compare the order of the rows, not the values. Percent; mean ± standard deviation over the seeds.",
+        "",
+        "| | " + " | ".join(columns) + " | seeds | paper: " + " | ".join(columns) + " |",
+        "| --- |" + " --- |" * (2 * len(columns) + 1),
+    ]
+    for row in content["rows"]:
+        cells = [_cell(row["measured"][c]) for c in columns]
+        paper = ["–" if row["paper"][c] is None else f"{row['paper'][c]:g}" for c in columns]
+        seeds = " ".join(map(str, row["seeds"])) or "not run"
+        lines.append("| " + " | ".join([row["label"], *cells, seeds, *paper]) + " |")
+    commits = sorted({c for row in content["rows"] for c in row["commits"]})
+    machines = sorted({m for row in content["rows"] for m in row["machines"]})
+    lines += ["", f"Commit {', '.join(commits) or '–'}; machine: {', '.join(machines) or '–'}.", "", "```sh"]
+    for row in content["rows"]:
+        lines += [f"# {row['label']}", *row["commands"]]
+    return "\n".join([*lines, "```", ""])
+
+
+def as_json(content: dict) -> str:
+    return json.dumps(content | {"written_at_commit": commit(), "written_on": machine()}, indent=2) + "\n"

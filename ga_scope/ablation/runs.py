@@ -1,0 +1,165 @@
+"""A run: one training, evaluation or dump of proposals, its command, and the result that proves that it is done."""
+
+import ctypes
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]  # of the repository: configurations and tools lie there
+RESULT = "result.json"
+
+
+class RunFailed(RuntimeError):
+    """A run whose command failed; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do, for every seed.
+
+    Attributes:
+        name: of the folder.
+        config: base name of the configuration, completed by the dataset (:meth:`Suite.config`).
+        overrides: keys and values of the command line.
+        weights: the run whose final weights this one starts from (training) or works with.
+        proposals: runs of kind ``dump`` for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
+        kind: ``train`` (and evaluate), ``eval``, ``speed``, or ``dump`` of the proposals of ``split``.
+        split: ``train`` or ``test``.
+    """
+
+    name: str
+    config: str
+    overrides: dict = field(default_factory=dict, hash=False)
+    weights: "Run | None" = None
+    proposals: "tuple[Run, Run] | None" = None
+    kind: str = "train"
+    split: str = "test"
+
+    def needs(self) -> list["Run"]:
+        """The runs that must be done first."""
+        return [run for run in (self.weights, *(self.proposals or ())) if run is not None]
+
+
+DATASETS = {
+    "coco": ("configs/COCO-Detection/{}_R_50_FPN_1x.yaml", "coco_2017_train", "coco_2017_val"),
+    "shapes": ("configs/shapes/{}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
+}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Where runs live and what they have in common."""
+
+    dataset: str
+    output: Path
+    engine: str
+    opts: tuple[str, ...] = ()  # overrides of every training, as a shorter schedule
+    continue_runs: bool = False
+
+    def config(self, run: Run) -> str:
+        return DATASETS[self.dataset][0].format(run.config)
+
+    def folder(self, run: Run, seed: int) -> Path:
+        return self.output / self.dataset / run.name / f"seed{seed}"
+
+    def command(self, run: Run, seed: int) -> list[str]:
+        """What to type for this run, from the repository's root."""
+        folder = self.folder(run, seed)
+        opts = [part for key, value in run.overrides.items() for part in (key, str(value))]
+        if run.weights:
+            opts += ["MODEL.WEIGHTS", str(self.folder(run.weights, seed) / "model_final.pth")]
+        if run.proposals:
+            for split, dump in zip(("TRAIN", "TEST"), run.proposals):
+                file = str(self.folder(dump, seed) / "proposals.npz")
+                opts += [f"DATASETS.PROPOSAL_FILES_{split}", repr((file,))]
+        common = ["--config-file", self.config(run), "--engine", self.engine]
+        if run.kind == "dump":
+            name = DATASETS[self.dataset][2 if run.split == "test" else 1]
+            target = str(folder / "proposals.npz")
+            return ["tools/dump_proposals.py", *common, "--dataset", name, "--output", target, *opts]
+        if run.kind == "speed":
+            return ["tools/measure_speed.py", *common, "--output", str(folder / "metrics.json"), *opts]
+        flags = ["--eval-only"] if run.kind == "eval" else ["--resume"] if self.continue_runs else []
+        return ["train_net.py", *common, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *self.opts, *opts]
+
+    def result(self, run: Run, seed: int) -> dict | None:
+        """The result of a run that is done, with this very command; else None."""
+        path = self.folder(run, seed) / RESULT
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text())
+        return result if _without_flags(result["command"]) == _without_flags(self.command(run, seed)) else None
+
+    def execute(self, run: Run, seed: int) -> dict:
+        """Runs the command in a process of its own and writes its result in one step.
+
+        Raises:
+            RunFailed: with the last lines of its log.
+        """
+        folder, command = self.folder(run, seed), self.command(run, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        log, began = folder / "log.txt", time.time()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with open(log, "a") as file:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file, preexec_fn=_die_with_us
+            )
+        if done.returncode:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise RunFailed(f"{' '.join(command)}: exit code {done.returncode}; the end of {log}:\n{tail}")
+        metrics = folder / "metrics.json"
+        result = {
+            "command": command,
+            "seconds": round(time.time() - began, 1),
+            "commit": commit(),
+            "machine": machine(),
+            "metrics": json.loads(metrics.read_text()) if metrics.exists() else {},
+        }
+        write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
+        return result
+
+
+def _without_flags(command):
+    return [part for part in command if part != "--resume"]
+
+
+def _die_with_us():
+    """A killed ablate.py takes its run along, or the next one would compete with it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def write_atomically(path: Path, text: str):
+    """The file is there whole or not at all, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def commit() -> str:
+    """The repository's commit, with a + where files differ from it."""
+
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def machine() -> str:
+    """Processor, cores and GPU."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} x {name}{gpu}"

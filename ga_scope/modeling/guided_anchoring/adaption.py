@@ -1,0 +1,57 @@
+"""Feature adaption (section 3.3): each location sees the area that its anchor covers."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ops import DeformConv2d, MaskedConv2d, masked_conv2d
+
+OFFSETS = ("shape", "features", "none")
+TAPS = 9  # of the 3x3 convolution
+
+# Shapes: N images, C channels, L listed locations.
+
+
+class FeatureAdaption(nn.Module):
+    """N_T of Eq. 3: a 3x3 deformable convolution whose offsets come from the anchor's shape, then ReLU.
+
+    Args:
+        channels: C.
+        offset_groups: deformable groups.
+        offsets: where they come from. ``"shape"``: a bias-free 1x1 convolution of the raw (dw, dh), which
+            the operator makes on the fly. For ablations ``"features"``: a 3x3 convolution of the features, a
+            deformable convolution that no anchor guides (4.3); ``"none"``: no offsets, an ordinary 3x3
+            convolution (Table 4, without F.A.).
+    """
+
+    def __init__(self, channels: int, offset_groups: int = 4, offsets: str = "shape"):
+        super().__init__()
+        if offsets not in OFFSETS:
+            raise ValueError(f"offsets: expected {', '.join(map(repr, OFFSETS))}, got {offsets!r}")
+        self.offsets = offsets
+        convolution = MaskedConv2d if offsets == "none" else DeformConv2d
+        self.conv_adaption = convolution(channels, channels, 3, padding=1, bias=False)
+        nn.init.normal_(self.conv_adaption.weight, std=0.01)
+        columns = offset_groups * 2 * TAPS
+        if offsets == "shape":
+            self.conv_offset = nn.Conv2d(2, columns, 1, bias=False)
+            nn.init.normal_(self.conv_offset.weight, std=0.1)
+        elif offsets == "features":
+            self.conv_offset = nn.Conv2d(channels, columns, 3, padding=1)
+            # It starts as an ordinary convolution (Dai et al. 2017).
+            nn.init.zeros_(self.conv_offset.weight)
+            nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> Tensor:
+        """Adapted features (L, C) at the locations.
+
+        ``shape_deltas`` (L, 2 or more) begin with their (dw, dh), detached; only ``"shape"`` reads them.
+        """
+        if self.offsets == "none":
+            return F.relu(self.conv_adaption(features, locations=locations))
+        conv = self.conv_offset
+        if self.offsets == "features":
+            offsets = masked_conv2d(features, conv.weight, conv.bias, padding=1, locations=locations)
+            return F.relu(self.conv_adaption(features, offsets, locations=locations))
+        return F.relu(
+            self.conv_adaption(features, shape_deltas[:, :2], locations=locations, offset_weight=conv.weight.flatten(1))
+        )

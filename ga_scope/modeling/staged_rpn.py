@@ -1,0 +1,188 @@
+"""RPN (Ren et al. 2015) and the variants of it that Guided Anchoring's Table 1 compares with."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import iou_match
+from .box_coding import BoxCoder, center_size
+from .guided_anchoring.anchors import FixedShapes
+from .guided_anchoring.head import PRIOR_BIAS, initialise
+from .guided_anchoring.losses import center_loss, shape_loss
+from .losses import sigmoid_focal_loss, smooth_l1_loss
+from .proposals import Proposals, select_proposals
+from .pyramid import Pyramid
+from .sampling import IGNORED, POSITIVE, label_matches, sample_labels
+
+# Shapes: N images, C channels, P locations of an image, K anchors per location.
+
+OBJECTNESS_LOSSES = ("cross_entropy", "focal")
+BOX_LOSSES = ("smooth_l1", "bounded_iou")
+
+
+class StagedRPNHead(nn.Module):
+    """Per stage a 3x3 convolution, ReLU, and 1x1 convolutions for objectness and box deltas.
+
+    Args:
+        channels: C.
+        anchors_per_location: K.
+        stages: a later stage reads the hidden features of the one before it (RPN + iterative).
+        before_fpn: widths of the backbone's features: the first stage then reads these (through 1x1
+            convolutions to C), the second the pyramid's (RefineRPN).
+    """
+
+    def __init__(self, channels: int, anchors_per_location: int, stages: int = 1, before_fpn=()):
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in before_fpn)
+        self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(stages))
+        self.objectness = nn.ModuleList(nn.Conv2d(channels, anchors_per_location, 1) for _ in range(stages))
+        self.deltas = nn.ModuleList(nn.Conv2d(channels, 4 * anchors_per_location, 1) for _ in range(stages))
+        initialise(*self.lateral, *self.conv, *self.objectness, *self.deltas)
+
+    def forward(self, pyramid: Pyramid, features: list[Tensor], before_fpn: list[Tensor]):
+        """Per stage logits (N, P * K) and deltas (N, P * K, 4)."""
+        outputs, hidden = [], features
+        for stage, conv in enumerate(self.conv):
+            if self.lateral:
+                hidden = features if stage else self._before_fpn(before_fpn, features)
+            hidden = [F.relu(conv(f)) for f in hidden]
+            logits = pyramid.flatten([self.objectness[stage](f) for f in hidden]).flatten(1)
+            deltas = pyramid.flatten([self.deltas[stage](f) for f in hidden]).reshape(*logits.shape, 4)
+            outputs.append((logits, deltas))
+        return outputs
+
+    def _before_fpn(self, before_fpn, features):
+        maps = [lateral(f) for lateral, f in zip(self.lateral, before_fpn)]
+        # The levels above the backbone's last are pooled, as the pyramid's are.
+        for _ in range(len(maps), len(features)):
+            maps.append(F.max_pool2d(maps[-1], 1, 2))
+        return maps
+
+
+class StagedRPN(nn.Module):
+    """Sliding-window anchors, regressed and classified once, or again and again from where they got to.
+
+    Args:
+        head: the network; it has the stages.
+        strides: of the features' levels.
+        shapes: of the anchors.
+        objectness_loss: ``"cross_entropy"`` over the sample, or ``"focal"`` over all anchors (RPN + focal loss).
+        box_loss: ``"smooth_l1"`` of the deltas, or ``"bounded_iou"`` of the boxes (RPN + bounded IoU loss).
+        box_coder, iou_thresholds, per_image, positive_fraction, smooth_l1_beta, pre_nms_topk, post_nms_topk,
+            nms_thresh, min_size: as :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN`.
+        objectness_weight, box_weight: of the losses.
+    """
+
+    def __init__(
+        self,
+        head: StagedRPNHead,
+        strides,
+        shapes: FixedShapes,
+        *,
+        objectness_loss: str = "cross_entropy",
+        box_loss: str = "smooth_l1",
+        box_coder: BoxCoder | None = None,
+        iou_thresholds=(0.3, 0.7),
+        per_image: int = 256,
+        positive_fraction: float = 0.5,
+        smooth_l1_beta: float = 0.0,
+        objectness_weight: float = 1.0,
+        box_weight: float = 1.0,
+        pre_nms_topk=(2000, 1000),
+        post_nms_topk=(1000, 1000),
+        nms_thresh: float = 0.7,
+        min_size: float = 0.0,
+    ):
+        super().__init__()
+        for name, value, known in (
+            ("objectness_loss", objectness_loss, OBJECTNESS_LOSSES),
+            ("box_loss", box_loss, BOX_LOSSES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {value!r}")
+        self.head = head
+        self.strides = tuple(strides)
+        self.shapes = shapes
+        self.objectness_loss, self.box_loss = objectness_loss, box_loss
+        self.box_coder = box_coder or BoxCoder()
+        self.iou_thresholds = tuple(iou_thresholds)
+        self.per_image, self.positive_fraction = per_image, positive_fraction
+        self.smooth_l1_beta = smooth_l1_beta
+        self.objectness_weight, self.box_weight = objectness_weight, box_weight
+        self.pre_nms_topk, self.post_nms_topk = tuple(pre_nms_topk), tuple(post_nms_topk)
+        self.nms_thresh, self.min_size = nms_thresh, min_size
+        if objectness_loss == "focal":
+            for layer in head.objectness:
+                nn.init.constant_(layer.bias, PRIOR_BIAS)
+        self.anchors_per_image: list[int] = []
+        self.locations_per_image = 0
+
+    def forward(
+        self,
+        features: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        gt_boxes: list[Tensor] | None = None,
+        before_fpn: list[Tensor] = (),
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """Proposals of every image (detached), and in training the losses of every stage."""
+        pyramid = Pyramid.of(features, self.strides, cell_offset=0.0)  # anchors on the cells' corners, as detectron2
+        references = self.shapes.decode(pyramid, features[0].new_zeros(pyramid.images, pyramid.locations, 0))
+        self.anchors_per_image = [references.shape[1]] * pyramid.images
+        self.locations_per_image = pyramid.locations
+        losses = {}
+        outputs = self.head(pyramid, features, before_fpn)
+        for stage, (logits, deltas) in enumerate(outputs):
+            logits, deltas = logits.float(), deltas.float()
+            if self.training:
+                if gt_boxes is None:
+                    raise ValueError("gt_boxes: expected the boxes of every image in training, got None")
+                suffix = f"_{stage + 1}" if len(outputs) > 1 else ""
+                of_stage = self._losses(references, logits, deltas, [boxes.float() for boxes in gt_boxes])
+                losses |= {name + suffix: loss for name, loss in of_stage.items()}
+            references = self.box_coder.decode(references, deltas.detach())
+        with torch.no_grad():
+            return self._proposals(pyramid, references, logits.detach(), image_sizes), losses
+
+    def _proposals(self, pyramid, boxes, logits, image_sizes):
+        levels = pyramid.per_level(range(len(self.strides)), boxes.device, torch.int64)
+        levels = levels.repeat_interleave(self.shapes.per_location)
+        mode = 0 if self.training else 1
+        return [
+            select_proposals(
+                boxes[image],
+                logits[image],
+                levels,
+                size,
+                pre_nms_topk=self.pre_nms_topk[mode],
+                post_nms_topk=self.post_nms_topk[mode],
+                nms_thresh=self.nms_thresh,
+                min_size=self.min_size,
+            )
+            for image, size in enumerate(image_sizes)
+        ]
+
+    def _losses(self, references, logits, deltas, gt_boxes):
+        with torch.no_grad():
+            match = iou_match(list(references), gt_boxes)
+            labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0)
+            positives, negatives = sample_labels(
+                labels.view(references.shape[:2]), self.per_image, self.positive_fraction
+            )
+        normalizer = self.per_image * len(gt_boxes)
+        references, logits, deltas = references.flatten(0, 1), logits.flatten(), deltas.flatten(0, 1)
+        if self.objectness_loss == "focal":
+            counted, found = (labels != IGNORED).nonzero()[:, 0], (labels == POSITIVE)
+            objectness = sigmoid_focal_loss(logits[counted], found[counted]).sum() / found.sum().clamp(min=1)
+        else:
+            sampled = torch.cat([positives, negatives])
+            targets = torch.zeros_like(logits[sampled])
+            targets[: len(positives)] = 1
+            objectness = F.binary_cross_entropy_with_logits(logits[sampled], targets, reduction="sum") / normalizer
+        boxes = torch.cat(gt_boxes)[index[positives]]
+        if self.box_loss == "bounded_iou":
+            centers, sides = center_size(self.box_coder.decode(references[positives], deltas[positives]))
+            box = center_loss(centers, boxes) + shape_loss(sides, boxes[:, 2:] - boxes[:, :2])
+        else:
+            encoded = self.box_coder.encode(references[positives], boxes)
+            box = smooth_l1_loss(deltas[positives] - encoded, self.smooth_l1_beta).sum() / normalizer
+        return {"loss_rpn_cls": self.objectness_weight * objectness, "loss_rpn_loc": self.box_weight * box}

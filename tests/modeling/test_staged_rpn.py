@@ -1,0 +1,121 @@
+"""RPN's variants of Table 1: stages, losses, features before the FPN."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from ga_scope.modeling.guided_anchoring import FixedShapes
+from ga_scope.modeling.pyramid import Pyramid
+from ga_scope.modeling.staged_rpn import StagedRPN, StagedRPNHead
+
+STRIDES, SIZE, C = (8, 16), (48, 64), 8
+SIZES, RATIOS = [[16], [32]], [[0.5, 1.0, 2.0]] * 2
+
+
+def features(grad=True):
+    return [torch.randn(2, C, SIZE[0] // s, SIZE[1] // s, requires_grad=grad) for s in STRIDES]
+
+
+def boxes():
+    return [torch.tensor([[10.0, 8, 40, 44], [30, 20, 60, 40]]), torch.zeros(0, 4)]
+
+
+def make(stages=1, before_fpn=(), **options):
+    torch.manual_seed(0)
+    rpn = StagedRPN(
+        StagedRPNHead(C, 3, stages, before_fpn), STRIDES, FixedShapes.of(SIZES, RATIOS), per_image=10**6, **options
+    )
+    for parameter in rpn.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return rpn
+
+
+def test_one_stage_is_an_rpn():
+    """Losses of torchvision's anchors, with every anchor sampled; proposals."""
+    rpn, maps, gt = make(), features(), boxes()
+    found, losses = rpn(maps, [SIZE] * 2, gt)
+    assert len(found) == 2 and rpn.anchors_per_image == [rpn.locations_per_image * 3] * 2
+    anchors = rpn.shapes.decode(Pyramid.of(maps, STRIDES, 0.0), torch.zeros(2, 60, 0))
+    logits, deltas = [], []
+    for m in maps:
+        hidden = F.relu(F.conv2d(m, rpn.head.conv[0].weight, rpn.head.conv[0].bias, padding=1))
+        for layer, out, width in ((rpn.head.objectness[0], logits, 1), (rpn.head.deltas[0], deltas, 4)):
+            out.append(layer(hidden).permute(0, 2, 3, 1).reshape(2, -1, width))
+    logits, deltas = torch.cat(logits, 1).squeeze(2), torch.cat(deltas, 1)
+    coder = torchvision.models.detection._utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
+    objectness = box = 0.0
+    for image in range(2):
+        if not len(gt[image]):
+            objectness += F.softplus(logits[image]).sum()
+            continue
+        iou = torchvision.ops.box_iou(anchors[image], gt[image])
+        best, index = iou.max(1)
+        positive = best >= 0.7
+        positive[iou.argmax(0)] = True
+        index[iou.argmax(0)] = torch.arange(len(gt[image]))
+        negative = (best < 0.3) & ~positive
+        objectness += F.softplus(-logits[image][positive]).sum() + F.softplus(logits[image][negative]).sum()
+        (targets,) = coder.encode([gt[image][index[positive]]], [anchors[image][positive]])
+        box += (deltas[image][positive] - targets).abs().sum()
+    normalizer = 2 * rpn.per_image * 1.0
+    # Half of the sample may be positive: there are fewer here, and negatives fill it up.
+    torch.testing.assert_close(losses["loss_rpn_cls"], objectness / normalizer, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(losses["loss_rpn_loc"], box / normalizer, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"objectness_loss": "focal"}, {"box_loss": "bounded_iou"}])
+def test_a_loss_replaces_one_loss(options):
+    maps, gt = features(), boxes()
+    reference, changed = (make(**o)(maps, [SIZE] * 2, gt)[1] for o in ({}, options))
+    replaced = "loss_rpn_cls" if "objectness_loss" in options else "loss_rpn_loc"
+    for name, value in reference.items():
+        assert (value.item() == pytest.approx(changed[name].item(), rel=1e-5)) == (name != replaced)
+
+
+def test_perfect_boxes_have_no_bounded_iou_loss():
+    rpn = make(box_loss="bounded_iou")
+    torch.nn.init.zeros_(rpn.head.deltas[0].weight)
+    torch.nn.init.zeros_(rpn.head.deltas[0].bias)
+    maps = features()
+    anchors = rpn.shapes.decode(Pyramid.of(maps, STRIDES, 0.0), torch.zeros(2, 60, 0))
+    _, losses = rpn(maps, [SIZE] * 2, [anchors[0, [100]], anchors[0, [61]]])
+    assert losses["loss_rpn_loc"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_second_stage_refines_the_first():
+    """Iterative: the second head reads the first one's hidden features, and starts from its boxes."""
+    rpn, maps = make(stages=2).eval(), features(False)
+    seen = []
+    decode = rpn.box_coder.decode
+    rpn.box_coder.decode = lambda references, deltas: seen.append(references) or decode(references, deltas)
+    rpn(maps, [SIZE] * 2)
+    pyramid = Pyramid.of(maps, STRIDES, 0.0)
+    outputs = rpn.head(pyramid, maps, ())
+    torch.testing.assert_close(seen[1], decode(seen[0], outputs[0][1]))
+    hidden = [F.relu(rpn.head.conv[0](m)) for m in maps]
+    again = [F.relu(rpn.head.conv[1](m)) for m in hidden]
+    torch.testing.assert_close(outputs[1][0], pyramid.flatten([rpn.head.objectness[1](m) for m in again]).flatten(1))
+    losses = make(stages=2)(features(), [SIZE] * 2, boxes())[1]
+    assert set(losses) == {"loss_rpn_cls_1", "loss_rpn_loc_1", "loss_rpn_cls_2", "loss_rpn_loc_2"}
+
+
+def test_refine_reads_features_before_and_after_the_fpn():
+    rpn, maps = make(stages=2, before_fpn=[5]), features(False)
+    before = [torch.randn(2, 5, 6, 8)]  # the second level is pooled from the first
+    pyramid = Pyramid.of(maps, STRIDES, 0.0)
+    first, second = rpn.head(pyramid, maps, before)
+    changed = rpn.head(pyramid, maps, [before[0] + 1])
+    assert not torch.equal(first[0], changed[0][0]) and torch.equal(second[0], changed[1][0])
+    changed = rpn.head(pyramid, [m + 1 for m in maps], before)
+    assert torch.equal(first[0], changed[0][0]) and not torch.equal(second[0], changed[1][0])
+    _, losses = rpn(maps, [SIZE] * 2, boxes(), before)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in rpn.parameters())
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="box_loss: expected 'smooth_l1' or 'bounded_iou', got 'giou'"):
+        make(box_loss="giou")
+    with pytest.raises(ValueError, match="gt_boxes: expected the boxes of every image"):
+        make()(features(), [SIZE] * 2)
