@@ -94,7 +94,7 @@ def test_same_weights_same_results(name, stride_in_1x1, shapes, tmp_path, weight
         more |= {"MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.STRIDE_IN_1X1": True, "MODEL.RESNETS.RES2_OUT_CHANNELS": 256}
     more |= {"INPUT.MIN_SIZE_TEST": 150, "INPUT.MAX_SIZE_TEST": 200, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1}
     more |= {"MODEL.RETINANET.PRIOR_PROB": 0.3, "MODEL.RETINANET.SCORE_THRESH_TEST": 0.2}
-    more |= {"MODEL.GUIDED_ANCHORING.SHAPE_STD": 0.14}
+    more |= {"MODEL.RETINANET.BBOX_REG_WEIGHTS": (20.0,) * 4, "MODEL.GUIDED_ANCHORING.SHAPE_STD": 0.14}
     opts = overrides(shapes, tmp_path, **more)
     cfg = builtin.setup(config, opts)
     path = tmp_path / "random.pth"
