@@ -98,12 +98,14 @@ void multiply_packed(int64_t rows, int64_t columns, int64_t depth, const Real* a
   }
 }
 
-// Row `p` of B, given by value(column), into its place in the panels.
-template <class Real, class Value>
-GA_INLINE void pack_row(int64_t p, int64_t columns, int64_t depth, Real* packed, Value value) {
-  for (int64_t first = 0; first < columns; first += kPanel<Real>) {
-    const int64_t width = int64_t(panel_vectors<Real>(columns, first)) * Vec<Real>::width;
-    Real* row = packed + first * depth + p * width;
-    for (int64_t j = 0; j < width; ++j) row[j] = first + j < columns ? value(first + j) : Real(0);
+// Where a vector of columns of B lies in the panels: the one that starts at `column` (a multiple of the width).
+template <class Real>
+struct PanelPlace {
+  int64_t start, stride;
+  GA_INLINE PanelPlace(int64_t column, int64_t columns, int64_t depth) {
+    const int64_t first = column / kPanel<Real> * kPanel<Real>;
+    start = first * depth + column - first;
+    stride = int64_t(panel_vectors<Real>(columns, first)) * Vec<Real>::width;
   }
-}
+  GA_INLINE int64_t row(int64_t p) const { return start + p * stride; }
+};
