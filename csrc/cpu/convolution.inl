@@ -253,23 +253,52 @@ int64_t position_scratch(const Pass<T>& pass) {
   return 3 * (pass.group_end - pass.group_begin) * pass.shape->taps() + pass.offset_inputs;
 }
 
+// On the regular grid a tap's channels are multiplied where they lie in the map.
+template <class T>
+void forward_in_place(const Pass<T>& pass, const Row* rows, int64_t count, T* sums, int64_t stride) {
+  const int64_t taps = pass.shape->taps(), out = pass.shape->out_channels_per_group();
+  const auto pixel = std::make_unique<const T*[]>(taps * count);  // (taps, count)
+  const auto listed = std::make_unique<const T*[]>(count);
+  for (int64_t r = 0; r < count; ++r) {
+    const ImageMap<T>& map = pass.map(rows[r]);
+    for_each_grid_tap(pass, rows[r], [&](int64_t tap, int64_t y, int64_t x, bool on_map) {
+      pixel[tap * count + r] = on_map ? map.data + y * map.stride_y + x * map.stride_x : nullptr;
+    });
+  }
+  for (const auto& block : pass.blocks) {
+    const int64_t channels = block.end - block.begin;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t r = 0; r < count; ++r) {
+        const T* at = pixel[tap * count + r];
+        listed[r] = at ? at + (block.begin - pass.channel_begin) : pass.zeros;
+      }
+      multiply_packed(count, out, channels, ListedRows<T>{listed.get()}, block.packed, block.depth, tap * channels,
+                      sums + block.group * padded<T>(out), stride, true);
+    }
+  }
+}
+
 template <class T>
 void convolution_forward(const Pass<T>& pass, const Row* rows, int64_t count, ComputeType<T>* columns,
                          ComputeType<T>* sums, int64_t stride) {
+  using Real = ComputeType<T>;
+  if constexpr (std::is_same_v<T, Real>) {
+    if (pass.regular()) return forward_in_place(pass, rows, count, sums, stride);
+  }
   if (pass.regular()) {
     for (int64_t r = 0; r < count; ++r) gather_grid(pass, rows[r], columns + r * pass.columns);
   } else {
     const int64_t samples = (pass.group_end - pass.group_begin) * pass.shape->taps();
     const auto sample = std::make_unique<RowSample<T>[]>(samples);
-    const auto scratch = std::make_unique<ComputeType<T>[]>(position_scratch(pass));
+    const auto scratch = std::make_unique<Real[]>(position_scratch(pass));
     for (int64_t r = 0; r < count; ++r) {
       gather_samples(pass, rows[r], sample.get(), scratch.get(), columns + r * pass.columns);
     }
   }
   const int64_t out = pass.shape->out_channels_per_group();
   for (const auto& block : pass.blocks) {
-    multiply_packed(count, out, block.depth, columns + block.column, pass.columns, block.packed,
-                    sums + block.group * padded<ComputeType<T>>(out), stride, true);
+    multiply_packed(count, out, block.depth, StridedRows<Real>{columns + block.column, pass.columns}, block.packed,
+                    block.depth, 0, sums + block.group * padded<Real>(out), stride, true);
   }
 }
 
@@ -382,9 +411,10 @@ void convolution_backward_rows(const Pass<T>& pass, const BackwardTile<T>& tile,
   const int64_t out = pass.shape->out_channels_per_group();
   // Blocks in order: a product's padding may spill into the next block's columns, which it then overwrites.
   for (const auto& block : pass.blocks) {
-    multiply_packed(end - begin, block.depth, out,
-                    tile.grad_output + begin * tile.grad_output_stride + block.group * out, tile.grad_output_stride,
-                    block.packed_adjoint, tile.grad_columns + begin * pass.columns + block.column, pass.columns, false);
+    const StridedRows<Real> grad_output{tile.grad_output + begin * tile.grad_output_stride + block.group * out,
+                                        tile.grad_output_stride};
+    multiply_packed(end - begin, block.depth, out, grad_output, block.packed_adjoint, out, 0,
+                    tile.grad_columns + begin * pass.columns + block.column, pass.columns, false);
   }
   const auto scratch = std::make_unique<Real[]>(pass.regular() ? 0 : position_scratch(pass));
   for (int64_t r = begin; r < end; ++r) {
@@ -403,10 +433,10 @@ void convolution_backward_weight(const Pass<T>& pass, const BackwardTile<T>& til
   using Real = ComputeType<T>;
   const int64_t out = pass.shape->out_channels_per_group();
   for (int64_t first = 0; first < out; first += kPanel<Real>) {
-    multiply_panel<Real, true>(end - begin, panel_vectors<Real>(out, first), tile.rows,
-                               tile.columns + block.column + begin, pass.columns,
-                               tile.grad_output + block.group * out + first, tile.grad_output_stride,
-                               block.grad_weight + begin * grad_weight_stride + first, grad_weight_stride, true);
+    multiply_panel(end - begin, panel_vectors<Real>(out, first), tile.rows,
+                   TransposedRows<Real>{tile.columns + block.column + begin, pass.columns},
+                   tile.grad_output + block.group * out + first, tile.grad_output_stride,
+                   block.grad_weight + begin * grad_weight_stride + first, grad_weight_stride, true);
   }
 }
 
