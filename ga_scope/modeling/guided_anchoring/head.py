@@ -17,6 +17,11 @@ from ..pyramid import Pyramid
 PRIOR_PROBABILITY = 0.01  # of a location at the start, as the focal loss wants it (Lin et al. 2017, 4.1)
 
 
+def _for_convolution(feature: Tensor) -> Tensor:
+    """On a CPU with channels side by side: convolutions are faster so, and so are the adaption's gathers."""
+    return feature.contiguous(memory_format=torch.channels_last) if feature.device.type == "cpu" else feature
+
+
 class FeatureAdaption(nn.Module):
     """N_T of Eq. 3: a 3x3 deformable convolution whose offsets come from the anchor's shape, then ReLU.
 
@@ -69,10 +74,12 @@ class GuidedAnchorHead(nn.Module):
             the features that phase two reads (after ``conv``), location logits (N, P), shape deltas (N, P, 2).
         """
         if self.conv is not None:
-            features = [F.relu(self.conv(f)) for f in features]
-        location = pyramid.flatten([self.location(f) for f in features]).squeeze(2)
-        shape = pyramid.flatten([self.shape(f) for f in features])
-        return features, location, shape
+            features = [F.relu(self.conv(_for_convolution(f)), inplace=True) for f in features]
+        # One convolution for both branches reads the features once.
+        weight = torch.cat([self.location.weight, self.shape.weight])
+        bias = torch.cat([self.location.bias, self.shape.bias])
+        both = pyramid.flatten([F.conv2d(f, weight, bias) for f in features])
+        return features, both[..., 0], both[..., 1:]
 
     def predict(self, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
         """Phase two, at listed locations: objectness logits (L,) and box deltas (L, 4).
