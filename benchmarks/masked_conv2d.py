@@ -15,7 +15,7 @@ CHANNELS = 256
 
 def gather_and_matmul(x, weight, locations):
     """Plain torch on channels_last input: the nine neighbours' rows side by side, then one product."""
-    _, channels, height, width = x.shape
+    channels, width = x.shape[1], x.shape[3]
     rows = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels)
     first = locations // width * (width + 2) + locations % width
     taps = [first + dy * (width + 2) + dx for dy in range(3) for dx in range(3)]

@@ -22,11 +22,11 @@ def run(benchmark):
     images, boxes = 2, 30
     gt_boxes = [harness.random_boxes(boxes) for _ in range(images)]
     features = [f.requires_grad_() for f in harness.pyramid(images)]
+    sizes = [harness.IMAGE] * images
     functions = {}
     for conv in (True, False):
         rpn = heads.guided_rpn(conv).train()
         name = "GA-RPN" if conv else "GA-RPN without conv"
-        sizes = [harness.IMAGE] * images
         functions[name] = step(rpn, lambda r=rpn: r(features, sizes, gt_boxes)[1], features)
     rpns = heads.peers(training=True)
     for name, peer in rpns.items():

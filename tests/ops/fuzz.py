@@ -235,15 +235,20 @@ def raw_call():
     rows, locations = torch.randn(3, 36), torch.tensor([0, 5, 3])
     boxes = torch.tensor([[1.0, 2, 20, 30]])
     maybe = lambda value: spoil(value) if random.random() < 0.2 else value  # noqa: E731
+    settings = [pair(), pair(), pair(), integers()]
+    deformed = [[x], [rows], weight]
     calls = (
-        (OPS.deform_conv2d, [[x], [rows], weight, None, [], None, locations, pair(), pair(), pair(), integers(), integers()]),
-        (OPS.deform_conv2d_backward, [[torch.randn(3, 2)], [x], [rows], weight, [], None, locations, pair(), pair(), pair(), integers(), integers(), True, True]),
-        (OPS.masked_conv2d, [[x], weight, None, locations, pair(), pair(), pair(), integers()]),
-        (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, pair(), pair(), pair(), integers(), True, True]),
+        (OPS.deform_conv2d, [*deformed, None, [], None, locations, *settings, integers()]),
+        (
+            OPS.deform_conv2d_backward,
+            [[torch.randn(3, 2)], *deformed, [], None, locations, *settings, integers(), True, True],
+        ),
+        (OPS.masked_conv2d, [[x], weight, None, locations, *settings]),
+        (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, *settings, True, True]),
         (OPS.viou_match, [boxes, [integers()], [integers()], [integers()], [8.0], None, None, 0.5, 0.0]),
         (OPS.iou_match, [boxes, [integers()], boxes, [integers()]]),
         (OPS.location_targets, [boxes, [integers()], [integers()], [integers()], [8.0], 8.0, 0.2, 0.5]),
-    )  # fmt: skip
+    )
     operator, arguments = random.choice(calls)
     return operator, [maybe(a) for a in arguments]
 
