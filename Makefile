@@ -1,6 +1,7 @@
 # make demo    trains GA-Faster R-CNN on generated shapes, evaluates it, draws pictures: output/demo
 # make scopenet-demo  the same with ScopeNet: output/scopenet-demo
 # make test    the tests
+# make bench   the benchmarks, and the table of bars that the operators are held to: output/bench.csv
 # make lint    ruff and clang-format
 # make install what all of them do first: a virtual environment with pinned versions, and the operators.
 #              Redone when its inputs change. PYTHON=/path/to/python installs into an environment that has torch.
@@ -17,7 +18,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh
 
-.PHONY: install demo scopenet-demo test lint format clean
+.PHONY: install demo scopenet-demo test bench lint format clean
 
 install: $(INSTALLED)
 
@@ -44,6 +45,9 @@ scopenet-demo: install
 
 test: install
 	$(PY) -m pytest
+
+bench: install
+	$(PY) -m benchmarks --csv output/bench.csv
 
 lint: install
 	$(PY) -m ruff check .

@@ -42,6 +42,19 @@ void check(bool ok, const char* op, const char* argument, const Expected& expect
 
 inline std::string shape_text(const Tensor& tensor) { return list_text(tensor.sizes()); }
 
+// Whether the product of sizes stays below 2^40, which no argument of real memory exceeds: an expanded tensor or a
+// huge padding could otherwise overflow the products that index arithmetic forms.
+inline bool countable(std::initializer_list<int64_t> sizes) {
+  constexpr int64_t kLimit = int64_t(1) << 40;
+  int64_t product = 1;
+  for (int64_t size : sizes) {
+    if (size <= 0) continue;
+    if (size >= kLimit / product + 1) return false;
+    product *= size;
+  }
+  return product < kLimit;
+}
+
 inline void check_shape(const char* op, const char* argument, const Tensor& tensor,
                         std::initializer_list<int64_t> shape) {
   const auto sizes = tensor.sizes();

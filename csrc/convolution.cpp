@@ -79,6 +79,10 @@ Convolution check_convolution(const ConvolutionArguments& args) {
   check(shape.in_channels % args.groups == 0 && args.weight.size(1) == shape.in_channels / args.groups, op, "weight",
         text("shape [C_out, ", shape.in_channels, " / groups, kernel_h, kernel_w] with groups = ", args.groups),
         shape_text(args.weight));
+  check(countable({shape.out_channels, shape.in_channels, shape.kernel_h, shape.kernel_w}), op, "weight",
+        "fewer than 2^40 products per location", shape_text(args.weight));
+  check(countable({shape.kernel_h, shape.dilation_h}) && countable({shape.kernel_w, shape.dilation_w}), op, "dilation",
+        "a kernel that reaches less than 2^40 pixels", list_text(args.dilation));
   check(shape.out_channels % args.groups == 0, op, "weight", text("a C_out that groups = ", args.groups, " divides"),
         shape.out_channels);
   check_dtype(op, "weight", args.weight, first.scalar_type());
@@ -98,6 +102,8 @@ Convolution check_convolution(const ConvolutionArguments& args) {
             shape_text(map));
     }
     const int64_t height = map.size(2), width = map.size(3);
+    check(countable({conv.images, shape.in_channels, height, width}), op, "input", "fewer than 2^40 numbers",
+          shape_text(map));
     const int64_t reach_h = shape.dilation_h * (shape.kernel_h - 1) + 1;
     const int64_t reach_w = shape.dilation_w * (shape.kernel_w - 1) + 1;
     const int64_t room_h = height + 2 * shape.padding_h - reach_h, room_w = width + 2 * shape.padding_w - reach_w;
@@ -107,7 +113,10 @@ Convolution check_convolution(const ConvolutionArguments& args) {
     }
     conv.input_levels.push_back({height, width, 0});
     conv.output_levels.push_back({room_h / shape.stride_h + 1, room_w / shape.stride_w + 1, conv.locations_per_image});
-    conv.locations_per_image += conv.output_levels.back().height * conv.output_levels.back().width;
+    const LevelShape& output = conv.output_levels.back();
+    check(countable({conv.images, shape.out_channels, output.height, output.width}), op, "padding",
+          "outputs of fewer than 2^40 numbers", text(output.height, " x ", output.width));
+    conv.locations_per_image += output.height * output.width;
   }
 
   conv.rows = conv.images * conv.locations_per_image;
@@ -116,6 +125,8 @@ Convolution check_convolution(const ConvolutionArguments& args) {
     check_dtype(op, "locations", *args.locations, ScalarType::Long);
     check_same_device(op, "locations", *args.locations, first);
     conv.rows = args.locations->size(0);
+    check(countable({conv.rows, shape.out_channels}), op, "locations", "outputs of fewer than 2^40 numbers",
+          shape_text(*args.locations));
   }
 
   if (shape.offset_groups == 0) return conv;

@@ -65,6 +65,7 @@ inline std::vector<LevelShape> check_levels(const char* op, const std::vector<in
     check(strides[l] > 0 && std::isfinite(strides[l]), op, "strides", "positive numbers", strides[l]);
     levels.push_back({heights[l], widths[l], locations});
     locations += heights[l] * widths[l];
+    check(countable({locations}), op, "level_sizes", "fewer than 2^40 locations", text(heights[l], " x ", widths[l]));
   }
   return levels;
 }

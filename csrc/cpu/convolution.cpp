@@ -162,44 +162,34 @@ class Rows {
   std::vector<int64_t> order_;         // rows sorted by map, stable; empty: as given
 };
 
-// Pixels of channels [begin, end) of one image, side by side: to[(y * width + x) * channels + c].
+// One image's channels [begin, end), where they are not side by side in memory.
 template <class T>
-void transpose_rows(const Tensor& level, int64_t image, int64_t begin, int64_t end, int64_t y, T* to) {
-  const int64_t width = level.size(3), channels = end - begin;
-  const int64_t stride_c = level.stride(1), stride_x = level.stride(3);
-  const T* from =
-      static_cast<const T*>(level.data_ptr()) + image * level.stride(0) + begin * stride_c + y * level.stride(2);
-  to += y * width * channels;
-  constexpr int64_t kBlock = 16;
-  for (int64_t x0 = 0; x0 < width; x0 += kBlock) {
-    const int64_t x1 = std::min(x0 + kBlock, width);
-    for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
-      const int64_t c1 = std::min(c0 + kBlock, channels);
-      for (int64_t x = x0; x < x1; ++x) {
-        for (int64_t c = c0; c < c1; ++c) to[x * channels + c] = from[c * stride_c + x * stride_x];
-      }
-    }
-  }
-}
+struct Planes {
+  Planes(const Tensor& level, int64_t image, int64_t begin, int64_t end)
+      : data(static_cast<T*>(level.data_ptr()) + image * level.stride(0) + begin * level.stride(1)),
+        stride_c(level.stride(1)),
+        stride_y(level.stride(2)),
+        stride_x(level.stride(3)),
+        width(level.size(3)),
+        channels(end - begin) {}
 
-// The adjoint: adds nothing, writes the gradient's pixels back in the tensor's own order.
-template <class T>
-void untranspose_rows(const ComputeType<T>* from, int64_t begin, int64_t end, int64_t image, int64_t y, Tensor& level) {
-  const int64_t width = level.size(3), channels = end - begin;
-  const int64_t stride_c = level.stride(1), stride_x = level.stride(3);
-  T* to = static_cast<T*>(level.data_ptr()) + image * level.stride(0) + begin * stride_c + y * level.stride(2);
-  from += y * width * channels;
-  constexpr int64_t kBlock = 16;
-  for (int64_t x0 = 0; x0 < width; x0 += kBlock) {
-    const int64_t x1 = std::min(x0 + kBlock, width);
-    for (int64_t c0 = 0; c0 < channels; c0 += kBlock) {
-      const int64_t c1 = std::min(c0 + kBlock, channels);
-      for (int64_t c = c0; c < c1; ++c) {
-        for (int64_t x = x0; x < x1; ++x) to[c * stride_c + x * stride_x] = static_cast<T>(from[x * channels + c]);
-      }
+  // Visits pieces [first, last) of the pixels [begin, end), numbered y * width + x, that lie side by side in
+  // every channel: piece(first, last, the first pixel of channel 0).
+  template <class Piece>
+  void for_each_piece(int64_t begin, int64_t end, const Piece& piece) const {
+    constexpr int64_t kPixels = 512;  // of all channels: what a second-level cache holds
+    while (begin < end) {
+      const int64_t y = begin / width, x = begin - y * width;
+      const bool rows_joined = stride_y == width * stride_x;
+      const int64_t last = std::min({end, begin + kPixels, rows_joined ? end : (y + 1) * width});
+      piece(begin, last, data + y * stride_y + x * stride_x);
+      begin = last;
     }
   }
-}
+
+  T* data;
+  int64_t stride_c, stride_y, stride_x, width, channels;
+};
 
 template <class T>
 class Engine {
@@ -251,7 +241,7 @@ class Engine {
     return level.height * level.width;
   }
 
-  PreparedPass prepare(const PassRange& range, bool transpose, bool backward) {
+  PreparedPass prepare(const PassRange& range, const Rows& rows, bool transpose, bool backward) {
     PreparedPass prepared;
     Pass<T>& pass = prepared.pass;
     const ConvolutionShape& shape = conv_.shape;
@@ -272,7 +262,7 @@ class Engine {
     }
     lay_out_blocks(pass);
     pack(prepared, backward);
-    place_maps(prepared, range, transpose);
+    place_maps(prepared, range, rows, transpose);
     return prepared;
   }
 
@@ -310,14 +300,14 @@ class Engine {
         next += kernels_.packed_size(out, block.depth);
       } else {
         block.packed = next;
-        parallel(block.depth, 64,
+        parallel(ceil_div(out, kernels_.vector_width), 1,
                  [&](int64_t b, int64_t e) { kernels_.pack(weight, strides, shape, block, b, e, next); });
         next += kernels_.packed_size(block.depth, out);
       }
     }
   }
 
-  void place_maps(PreparedPass& prepared, const PassRange& range, bool transpose) {
+  void place_maps(PreparedPass& prepared, const PassRange& range, const Rows& rows, bool transpose) {
     Pass<T>& pass = prepared.pass;
     const int64_t channels = range.channel_end - range.channel_begin;
     pass.maps.resize(conv_.input_levels.size() * conv_.images);
@@ -326,6 +316,7 @@ class Engine {
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
       prepared.input = Scratch<T>(pixels * channels);
     }
+    const TouchedPixels touched = transpose ? touched_pixels(range, rows) : TouchedPixels{};
     T* next = prepared.input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
       const Tensor& level = args_.input[m / conv_.images];
@@ -333,11 +324,8 @@ class Engine {
       ImageMap<T>& map = pass.maps[m];
       map.height = level.size(2), map.width = level.size(3);
       if (transpose) {
-        parallel(map.height, 4, [&](int64_t begin, int64_t end) {
-          for (int64_t y = begin; y < end; ++y) {
-            transpose_rows<T>(level, image, range.channel_begin, range.channel_end, y, next);
-          }
-        });
+        gather_channels(Planes<T>(level, image, range.channel_begin, range.channel_end), map_pixels(m),
+                        touched.empty() ? nullptr : &touched[m - range.map_begin], next);
         map.data = next;
         map.stride_x = channels, map.stride_y = map.width * channels;
         next += map_pixels(m) * channels;
@@ -348,27 +336,123 @@ class Engine {
     }
   }
 
+  // Per map of a pass, whether any row reads from each block of kPixelBlock pixels, numbered y * width + x.
+  // Empty: all are read. A sparse mask leaves most of a large map untouched, and then untransposed.
+  using TouchedPixels = std::vector<std::vector<char>>;
+  static constexpr int64_t kPixelBlock = 16;
+
+  TouchedPixels touched_pixels(const PassRange& range, const Rows& rows) const {
+    const ConvolutionShape& shape = conv_.shape;
+    const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
+    TouchedPixels touched;
+    int64_t pixels = 0;
+    for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
+    // Where offsets lead is not known yet; where many rows are, they read from everywhere.
+    if (shape.offset_groups || count * shape.taps() > pixels) return touched;
+    for (int64_t m = range.map_begin; m < range.map_end; ++m) {
+      touched.emplace_back(ceil_div(map_pixels(m), kPixelBlock), 0);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      Row row;
+      rows.get(begin + r, 1, &row);
+      const int64_t map = row.at.level * conv_.images + row.at.image;
+      if (map < range.map_begin || map >= range.map_end) continue;
+      const LevelShape& level = conv_.input_levels[row.at.level];
+      const int64_t left = row.at.x * shape.stride_w - shape.padding_w;
+      const int64_t x0 = std::max<int64_t>(0, left);
+      const int64_t x1 = std::min(level.width - 1, left + (shape.kernel_w - 1) * shape.dilation_w);
+      for (int64_t ky = 0; ky < shape.kernel_h && x0 <= x1; ++ky) {
+        const int64_t y = row.at.y * shape.stride_h - shape.padding_h + ky * shape.dilation_h;
+        if (y < 0 || y >= level.height) continue;
+        const int64_t first = (y * level.width + x0) / kPixelBlock, last = (y * level.width + x1) / kPixelBlock;
+        std::fill_n(touched[map - range.map_begin].begin() + first, last - first + 1, 1);
+      }
+    }
+    return touched;
+  }
+
+  // to[pixel * channels + c] for the touched pixels of the map; null: for all.
+  void gather_channels(const Planes<T>& planes, int64_t pixels, const std::vector<char>* touched, T* to) const {
+    const int64_t channels = planes.channels;
+    const auto gather = [&](int64_t begin, int64_t end) {
+      planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, const T* from) {
+        T* at = to + first * channels;
+        if (planes.stride_x == 1) {
+          return kernels_.transpose(from, planes.stride_c, channels, last - first, at, channels);
+        }
+        for (int64_t i = 0; i < last - first; ++i) {
+          for (int64_t c = 0; c < channels; ++c) {
+            at[i * channels + c] = from[c * planes.stride_c + i * planes.stride_x];
+          }
+        }
+      });
+    };
+    parallel(ceil_div(pixels, kPixelBlock), 32, [&](int64_t begin, int64_t end) {
+      if (touched == nullptr) return gather(begin * kPixelBlock, std::min(pixels, end * kPixelBlock));
+      for (int64_t block = begin; block < end; ++block) {
+        if (!(*touched)[block]) continue;
+        int64_t stop = block + 1;
+        while (stop < end && (*touched)[stop]) ++stop;
+        gather(block * kPixelBlock, std::min(pixels, stop * kPixelBlock));
+        block = stop;
+      }
+    });
+  }
+
+  // The inverse for the input's gradient.
+  void scatter_channels(const Real* from, int64_t pixels, const Planes<T>& planes) const {
+    const int64_t channels = planes.channels;
+    parallel(pixels, 512, [&](int64_t begin, int64_t end) {
+      planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, T* to) {
+        const Real* at = from + first * channels;
+        if (planes.stride_x == 1) {
+          return kernels_.transpose_gradient(at, channels, last - first, channels, to, planes.stride_c);
+        }
+        for (int64_t i = 0; i < last - first; ++i) {
+          for (int64_t c = 0; c < channels; ++c) {
+            to[c * planes.stride_c + i * planes.stride_x] = static_cast<T>(at[i * channels + c]);
+          }
+        }
+      });
+    });
+  }
+
   // ---- forward ----------------------------------------------------------------------------------
 
   void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out) {
-    const PreparedPass prepared = prepare(range, transpose, false);
+    const PreparedPass prepared = prepare(range, rows, transpose, false);
     const Pass<T>& pass = prepared.pass;
     const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
     const int64_t share = ceil_div(ceil_div(count, num_threads()), kMicroRows) * kMicroRows;
     const int64_t tile = std::max(kMicroRows, std::min(kTileRows, share));
     const int64_t width = kernels_.vector_width;
     const int64_t stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width * conv_.shape.groups;
+    const bool first_pass = range.channel_begin == 0;
+    const Scratch<Real> initial = initial_sums(stride, first_pass);
     parallel(ceil_div(count, tile), 1, [&](int64_t first, int64_t last) {
       Scratch<Real> columns(tile * pass.columns), sums(tile * stride);
       std::vector<Row> row(tile);
       for (int64_t t = first; t < last; ++t) {
         const int64_t n = std::min(tile, count - t * tile);
         rows.get(begin + t * tile, n, row.data());
-        std::fill_n(sums.get(), n * stride, Real(0));
+        for (int64_t r = 0; r < n; ++r) std::copy_n(initial.get(), stride, sums.get() + r * stride);
         kernels_.forward(pass, row.data(), n, columns.get(), sums.get(), stride);
-        store(row.data(), n, sums.get(), stride, range.channel_begin == 0, out);
+        store(row.data(), n, sums.get(), stride, first_pass, out);
       }
     });
+  }
+
+  // What a row of sums starts from: the bias, in the layout of sums.
+  Scratch<Real> initial_sums(int64_t stride, bool with_bias) const {
+    Scratch<Real> initial(stride);
+    std::fill_n(initial.get(), stride, Real(0));
+    if (!args_.bias || !with_bias) return initial;
+    const int64_t per_group = conv_.shape.out_channels_per_group(), group_stride = stride / conv_.shape.groups;
+    const T* bias = static_cast<const T*>(args_.bias->data_ptr());
+    for (int64_t j = 0; j < conv_.shape.out_channels; ++j) {
+      initial.get()[j / per_group * group_stride + j % per_group] = static_cast<Real>(bias[j * args_.bias->stride(0)]);
+    }
+    return initial;
   }
 
   // Writes a tile, or adds it to what earlier passes wrote. Runs of neighbours share the outer loop, so
@@ -376,20 +460,23 @@ class Engine {
   void store(const Row* rows, int64_t count, const Real* sums, int64_t stride, bool first_pass,
              const RowMatrix& out) const {
     const int64_t per_group = conv_.shape.out_channels_per_group();
-    const int64_t group_stride = stride / conv_.shape.groups;
-    const T* bias = args_.bias ? static_cast<const T*>(args_.bias->data_ptr()) : nullptr;
-    const int64_t bias_stride = bias ? args_.bias->stride(0) : 0;
+    const auto put = [first_pass](T& to, Real sum) {
+      to = static_cast<T>(first_pass ? sum : static_cast<Real>(to) + sum);
+    };
     for (int64_t r = 0; r < count;) {
-      const int64_t run = out.compact() || out.column_stride(rows[r]) == 1 ? 1 : run_length(rows + r, count - r);
+      const int64_t column = out.column_stride(rows[r]);
+      const int64_t run = out.compact() || column == 1 ? 1 : run_length(rows + r, count - r);
       T* to = reinterpret_cast<T*>(out.data(rows[r]));
-      const int64_t step = run > 1 ? out.x_stride(rows[r]) : 0, column = out.column_stride(rows[r]);
-      for (int64_t j = 0; j < conv_.shape.out_channels; ++j) {
-        const Real* sum = sums + r * stride + j / per_group * group_stride + j % per_group;
-        const Real added = first_pass && bias ? static_cast<Real>(bias[j * bias_stride]) : Real(0);
-        T* at = to + j * column;
-        for (int64_t i = 0; i < run; ++i) {
-          const Real before = first_pass ? added : static_cast<Real>(at[i * step]);
-          at[i * step] = static_cast<T>(before + sum[i * stride]);
+      const int64_t step = run > 1 ? out.x_stride(rows[r]) : 0;
+      for (int64_t group = 0; group < conv_.shape.groups; ++group) {
+        const Real* sum = sums + r * stride + group * (stride / conv_.shape.groups);
+        T* at = to + group * per_group * column;
+        if (run == 1 && column == 1) {
+          for (int64_t j = 0; j < per_group; ++j) put(at[j], sum[j]);
+          continue;
+        }
+        for (int64_t j = 0; j < per_group; ++j) {
+          for (int64_t i = 0; i < run; ++i) put(at[j * column + i * step], sum[i * stride + j]);
         }
       }
       r += run;
@@ -409,7 +496,7 @@ class Engine {
 
   void backward_pass(const PassRange& range, bool transpose, bool grad_scratch, bool want_input, bool want_weight,
                      const Rows& rows, const RowMatrix& grad_out, Gradients& grads) {
-    PreparedPass prepared = prepare(range, transpose, true);
+    PreparedPass prepared = prepare(range, rows, transpose, true);
     Pass<T>& pass = prepared.pass;
     if (want_input) place_grad_maps(prepared, range, grad_scratch, grads.input);
     const int64_t width = kernels_.vector_width;
@@ -579,13 +666,8 @@ class Engine {
 
   void collect_input_gradient(const Pass<T>& pass, const PassRange& range, std::vector<Tensor>& grad_input) const {
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
-      const ImageMap<T>& map = pass.maps[m];
-      parallel(map.height, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t y = begin; y < end; ++y) {
-          untranspose_rows<T>(map.grad, range.channel_begin, range.channel_end, m % conv_.images, y,
-                              grad_input[m / conv_.images]);
-        }
-      });
+      const Planes<T> planes(grad_input[m / conv_.images], m % conv_.images, range.channel_begin, range.channel_end);
+      scatter_channels(pass.maps[m].grad, map_pixels(m), planes);
     }
   }
 

@@ -14,33 +14,85 @@ struct WeightView {
   const ConvolutionShape& shape;
   const ChannelBlock<ComputeType<T>>& block;
 
-  GA_INLINE ComputeType<T> operator()(int64_t p, int64_t out) const {
+  // The weight of output `out` of the group at the block's first channel and first tap.
+  GA_INLINE const T* row(int64_t out) const {
+    const int64_t channel = block.begin - block.group * shape.in_channels_per_group();
+    return data + (block.group * shape.out_channels_per_group() + out) * strides[0] + channel * strides[1];
+  }
+  // Visits every p: visit(p, its place in a row). In the tensor's order if its channels come before its taps.
+  template <class Visit>
+  GA_INLINE void for_each_place(Visit visit) const {
     const int64_t channels = block.end - block.begin;
-    const int64_t tap = p / channels;
-    const int64_t channel = block.begin + (p - tap * channels) - block.group * shape.in_channels_per_group();
-    const int64_t ky = tap / shape.kernel_w, kx = tap - ky * shape.kernel_w;
-    const int64_t row = block.group * shape.out_channels_per_group() + out;
-    return static_cast<ComputeType<T>>(
-        data[row * strides[0] + channel * strides[1] + ky * strides[2] + kx * strides[3]]);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t ky = 0, tap = 0; ky < shape.kernel_h; ++ky) {
+        for (int64_t kx = 0; kx < shape.kernel_w; ++kx, ++tap) {
+          visit(tap * channels + c, c * strides[1] + ky * strides[2] + kx * strides[3]);
+        }
+      }
+    }
   }
 };
 
+// Vectors [begin, end) of output channels. A vector's channels are read side by side, each in its own order, so
+// that every cache line is read and written once.
 template <class T>
 void pack_weight(const T* weight, const int64_t* strides, const ConvolutionShape& shape,
                  const ChannelBlock<ComputeType<T>>& block, int64_t begin, int64_t end, ComputeType<T>* packed) {
-  const WeightView<T> value{weight, strides, shape, block};
-  for (int64_t p = begin; p < end; ++p) {
-    pack_row(p, shape.out_channels_per_group(), block.depth, packed, [&](int64_t out) { return value(p, out); });
+  using Real = ComputeType<T>;
+  constexpr int kWidth = Vec<Real>::width;
+  const WeightView<T> view{weight, strides, shape, block};
+  const int64_t out = shape.out_channels_per_group();
+  for (int64_t first = begin * kWidth; first < std::min(out, end * kWidth); first += kWidth) {
+    const int64_t count = std::min<int64_t>(kWidth, out - first);
+    const PanelPlace<Real> place(first, out, block.depth);
+    const T* rows = view.row(first);
+    view.for_each_place([&](int64_t p, int64_t at) {
+      Real* to = packed + place.row(p);
+      for (int64_t j = 0; j < count; ++j) to[j] = static_cast<Real>(rows[j * strides[0] + at]);
+      for (int64_t j = count; j < kWidth; ++j) to[j] = Real(0);
+    });
   }
 }
 
+// Rows [begin, end): output channels.
 template <class T>
 void pack_weight_adjoint(const T* weight, const int64_t* strides, const ConvolutionShape& shape,
                          const ChannelBlock<ComputeType<T>>& block, int64_t begin, int64_t end,
                          ComputeType<T>* packed) {
-  const WeightView<T> value{weight, strides, shape, block};
+  using Real = ComputeType<T>;
+  constexpr int kWidth = Vec<Real>::width;
+  const WeightView<T> view{weight, strides, shape, block};
+  const int64_t rows = shape.out_channels_per_group();
   for (int64_t out = begin; out < end; ++out) {
-    pack_row(out, block.depth, shape.out_channels_per_group(), packed, [&](int64_t p) { return value(p, out); });
+    const T* row = view.row(out);
+    view.for_each_place([&](int64_t p, int64_t at) {
+      const PanelPlace<Real> place(p / kWidth * kWidth, block.depth, rows);
+      packed[place.row(out) + p % kWidth] = static_cast<Real>(row[at]);
+    });
+    for (int64_t p = block.depth; p < padded<Real>(block.depth); ++p) {
+      packed[PanelPlace<Real>(p / kWidth * kWidth, block.depth, rows).row(out) + p % kWidth] = Real(0);
+    }
+  }
+}
+
+// ---- memory order -------------------------------------------------------------------------------
+
+// to[j * to_stride + i] = from[i * from_stride + j], i < rows, j < columns. Rows in strips as wide as a vector:
+// few enough streams for the processor to prefetch, and every line of `to` is written whole.
+template <class From, class To>
+void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t columns, To* to, int64_t to_stride) {
+  constexpr int64_t kWidth = Vec<ComputeType<From>>::width;
+  for (int64_t i = 0; i < rows; i += kWidth) {
+    int64_t j = 0;
+    if constexpr (std::is_same_v<From, To> && std::is_same_v<From, ComputeType<From>>) {
+      for (; i + kWidth <= rows && j + kWidth <= columns; j += kWidth) {
+        transpose_square(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+      }
+    }
+    const int64_t stop = std::min(i + kWidth, rows);
+    for (; j < columns; ++j) {
+      for (int64_t k = i; k < stop; ++k) to[j * to_stride + k] = static_cast<To>(from[k * from_stride + j]);
+    }
   }
 }
 
@@ -201,23 +253,52 @@ int64_t position_scratch(const Pass<T>& pass) {
   return 3 * (pass.group_end - pass.group_begin) * pass.shape->taps() + pass.offset_inputs;
 }
 
+// On the regular grid a tap's channels are multiplied where they lie in the map.
+template <class T>
+void forward_in_place(const Pass<T>& pass, const Row* rows, int64_t count, T* sums, int64_t stride) {
+  const int64_t taps = pass.shape->taps(), out = pass.shape->out_channels_per_group();
+  const auto pixel = std::make_unique<const T*[]>(taps * count);  // (taps, count)
+  const auto listed = std::make_unique<const T*[]>(count);
+  for (int64_t r = 0; r < count; ++r) {
+    const ImageMap<T>& map = pass.map(rows[r]);
+    for_each_grid_tap(pass, rows[r], [&](int64_t tap, int64_t y, int64_t x, bool on_map) {
+      pixel[tap * count + r] = on_map ? map.data + y * map.stride_y + x * map.stride_x : nullptr;
+    });
+  }
+  for (const auto& block : pass.blocks) {
+    const int64_t channels = block.end - block.begin;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t r = 0; r < count; ++r) {
+        const T* at = pixel[tap * count + r];
+        listed[r] = at ? at + (block.begin - pass.channel_begin) : pass.zeros;
+      }
+      multiply_packed(count, out, channels, ListedRows<T>{listed.get()}, block.packed, block.depth, tap * channels,
+                      sums + block.group * padded<T>(out), stride, true);
+    }
+  }
+}
+
 template <class T>
 void convolution_forward(const Pass<T>& pass, const Row* rows, int64_t count, ComputeType<T>* columns,
                          ComputeType<T>* sums, int64_t stride) {
+  using Real = ComputeType<T>;
+  if constexpr (std::is_same_v<T, Real>) {
+    if (pass.regular()) return forward_in_place(pass, rows, count, sums, stride);
+  }
   if (pass.regular()) {
     for (int64_t r = 0; r < count; ++r) gather_grid(pass, rows[r], columns + r * pass.columns);
   } else {
     const int64_t samples = (pass.group_end - pass.group_begin) * pass.shape->taps();
     const auto sample = std::make_unique<RowSample<T>[]>(samples);
-    const auto scratch = std::make_unique<ComputeType<T>[]>(position_scratch(pass));
+    const auto scratch = std::make_unique<Real[]>(position_scratch(pass));
     for (int64_t r = 0; r < count; ++r) {
       gather_samples(pass, rows[r], sample.get(), scratch.get(), columns + r * pass.columns);
     }
   }
   const int64_t out = pass.shape->out_channels_per_group();
   for (const auto& block : pass.blocks) {
-    multiply_packed(count, out, block.depth, columns + block.column, pass.columns, block.packed,
-                    sums + block.group * padded<ComputeType<T>>(out), stride, true);
+    multiply_packed(count, out, block.depth, StridedRows<Real>{columns + block.column, pass.columns}, block.packed,
+                    block.depth, 0, sums + block.group * padded<Real>(out), stride, true);
   }
 }
 
@@ -330,9 +411,10 @@ void convolution_backward_rows(const Pass<T>& pass, const BackwardTile<T>& tile,
   const int64_t out = pass.shape->out_channels_per_group();
   // Blocks in order: a product's padding may spill into the next block's columns, which it then overwrites.
   for (const auto& block : pass.blocks) {
-    multiply_packed(end - begin, block.depth, out,
-                    tile.grad_output + begin * tile.grad_output_stride + block.group * out, tile.grad_output_stride,
-                    block.packed_adjoint, tile.grad_columns + begin * pass.columns + block.column, pass.columns, false);
+    const StridedRows<Real> grad_output{tile.grad_output + begin * tile.grad_output_stride + block.group * out,
+                                        tile.grad_output_stride};
+    multiply_packed(end - begin, block.depth, out, grad_output, block.packed_adjoint, out, 0,
+                    tile.grad_columns + begin * pass.columns + block.column, pass.columns, false);
   }
   const auto scratch = std::make_unique<Real[]>(pass.regular() ? 0 : position_scratch(pass));
   for (int64_t r = begin; r < end; ++r) {
@@ -351,10 +433,10 @@ void convolution_backward_weight(const Pass<T>& pass, const BackwardTile<T>& til
   using Real = ComputeType<T>;
   const int64_t out = pass.shape->out_channels_per_group();
   for (int64_t first = 0; first < out; first += kPanel<Real>) {
-    multiply_panel<Real, true>(end - begin, panel_vectors<Real>(out, first), tile.rows,
-                               tile.columns + block.column + begin, pass.columns,
-                               tile.grad_output + block.group * out + first, tile.grad_output_stride,
-                               block.grad_weight + begin * grad_weight_stride + first, grad_weight_stride, true);
+    multiply_panel(end - begin, panel_vectors<Real>(out, first), tile.rows,
+                   TransposedRows<Real>{tile.columns + block.column + begin, pass.columns},
+                   tile.grad_output + block.group * out + first, tile.grad_output_stride,
+                   block.grad_weight + begin * grad_weight_stride + first, grad_weight_stride, true);
   }
 }
 
@@ -398,6 +480,8 @@ constexpr ConvolutionKernels<T> convolution_table() {
           packed_size_of<T>,
           pack_weight<T>,
           pack_weight_adjoint<T>,
+          transpose<T, T>,
+          transpose<ComputeType<T>, T>,
           convolution_forward<T>,
           convolution_backward_rows<T>,
           convolution_backward_weight<T>,

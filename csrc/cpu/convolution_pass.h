@@ -165,11 +165,16 @@ struct ConvolutionKernels {
   int64_t vector_width;
   // Elements that a packed (depth x columns) matrix takes.
   int64_t (*packed_size)(int64_t depth, int64_t columns);
-  // Rows [begin, end) of a block's depth (pack), or all of it (pack_adjoint), from the weight tensor's strides.
+  // A block's weight into panels, from the tensor's strides: vectors [begin, end) of output channels (pack), output
+  // channels [begin, end) (pack_adjoint).
   void (*pack)(const T* weight, const int64_t* strides, const ConvolutionShape& shape, const ChannelBlock<Real>& block,
                int64_t begin, int64_t end, Real* packed);
   void (*pack_adjoint)(const T* weight, const int64_t* strides, const ConvolutionShape& shape,
                        const ChannelBlock<Real>& block, int64_t begin, int64_t end, Real* packed);
+  // to[j * to_stride + i] = from[i * from_stride + j] for i < rows, j < columns; and back, rounded to T.
+  void (*transpose)(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride);
+  void (*transpose_gradient)(const Real* from, int64_t from_stride, int64_t rows, int64_t columns, T* to,
+                             int64_t to_stride);
   // Sums (count x stride) += the pass's part of the convolution at the rows. columns: scratch (count x pass.columns).
   void (*forward)(const Pass<T>& pass, const Row* rows, int64_t count, Real* columns, Real* sums, int64_t stride);
   // Fills columns, grad_columns, samples and the position gradients of the tile's rows [begin, end).

@@ -14,15 +14,43 @@ constexpr int kRows = 6, kPanelVectors = 2;  // 12 of 16
 template <class Real>
 constexpr int64_t kPanel = kPanelVectors * Vec<Real>::width;
 
-// kTransposed: A is stored depth-major, element (i, p) at a[p * lda + i]; else at a[i * lda + p].
-template <class Real, int kCount, int kVectors, bool kTransposed>
-void micro_kernel(int64_t depth, const Real* a, int64_t lda, const Real* b, int64_t ldb, Real* c, int64_t ldc,
-                  bool accumulate) {
+// How A is stored: element (i, p) is at(i)[p * step()].
+template <class Real>
+struct StridedRows {
+  const Real* data;
+  int64_t stride;
+  GA_INLINE const Real* at(int64_t i) const { return data + i * stride; }
+  GA_INLINE static constexpr int64_t step() { return 1; }
+  GA_INLINE StridedRows from(int64_t i) const { return {at(i), stride}; }
+};
+
+// Rows anywhere in memory: what saves copying them side by side.
+template <class Real>
+struct ListedRows {
+  const Real* const* rows;
+  GA_INLINE const Real* at(int64_t i) const { return rows[i]; }
+  GA_INLINE static constexpr int64_t step() { return 1; }
+  GA_INLINE ListedRows from(int64_t i) const { return {rows + i}; }
+};
+
+template <class Real>
+struct TransposedRows {
+  const Real* data;
+  int64_t stride;
+  GA_INLINE const Real* at(int64_t i) const { return data + i; }
+  GA_INLINE int64_t step() const { return stride; }
+  GA_INLINE TransposedRows from(int64_t i) const { return {at(i), stride}; }
+};
+
+template <class Real, int kCount, int kVectors, class Rows>
+void micro_kernel(int64_t depth, Rows rows, const Real* b, int64_t ldb, Real* c, int64_t ldc, bool accumulate) {
   using V = typename Vec<Real>::type;
   constexpr int kWidth = Vec<Real>::width;
+  const Real* a[kCount];
   V sums[kCount][kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
+    a[i] = rows.at(i);
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) sums[i][j] = accumulate ? load(c + i * ldc + j * kWidth) : V{};
   }
@@ -32,7 +60,7 @@ void micro_kernel(int64_t depth, const Real* a, int64_t lda, const Real* b, int6
     for (int j = 0; j < kVectors; ++j) row[j] = load(b + p * ldb + j * kWidth);
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
-      const V factor = broadcast(kTransposed ? a[p * lda + i] : a[i * lda + p]);
+      const V factor = broadcast(a[i][p * rows.step()]);
 #pragma GCC unroll 4
       for (int j = 0; j < kVectors; ++j) sums[i][j] += factor * row[j];
     }
@@ -44,34 +72,33 @@ void micro_kernel(int64_t depth, const Real* a, int64_t lda, const Real* b, int6
   }
 }
 
-template <class Real, int kCount, bool kTransposed>
-GA_INLINE void micro_panel(int vectors, int64_t depth, const Real* a, int64_t lda, const Real* b, int64_t ldb, Real* c,
-                           int64_t ldc, bool accumulate) {
+template <class Real, int kCount, class Rows>
+GA_INLINE void micro_panel(int vectors, int64_t depth, Rows a, const Real* b, int64_t ldb, Real* c, int64_t ldc,
+                           bool accumulate) {
   static_assert(kPanelVectors <= 4);
   if constexpr (kPanelVectors >= 4) {
-    if (vectors == 4) return micro_kernel<Real, kCount, 4, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
-    if (vectors == 3) return micro_kernel<Real, kCount, 3, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
+    if (vectors == 4) return micro_kernel<Real, kCount, 4>(depth, a, b, ldb, c, ldc, accumulate);
+    if (vectors == 3) return micro_kernel<Real, kCount, 3>(depth, a, b, ldb, c, ldc, accumulate);
   }
-  if (vectors == 2) return micro_kernel<Real, kCount, 2, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
-  return micro_kernel<Real, kCount, 1, kTransposed>(depth, a, lda, b, ldb, c, ldc, accumulate);
+  if (vectors == 2) return micro_kernel<Real, kCount, 2>(depth, a, b, ldb, c, ldc, accumulate);
+  return micro_kernel<Real, kCount, 1>(depth, a, b, ldb, c, ldc, accumulate);
 }
 
-template <class Real, bool kTransposed>
-void multiply_panel(int64_t rows, int vectors, int64_t depth, const Real* a, int64_t lda, const Real* b, int64_t ldb,
-                    Real* c, int64_t ldc, bool accumulate) {
-  const int64_t step = kTransposed ? 1 : lda;
+template <class Real, class Rows>
+void multiply_panel(int64_t rows, int vectors, int64_t depth, Rows a, const Real* b, int64_t ldb, Real* c, int64_t ldc,
+                    bool accumulate) {
   int64_t i = 0;
   for (; i + kRows <= rows; i += kRows) {
-    micro_panel<Real, kRows, kTransposed>(vectors, depth, a + i * step, lda, b, ldb, c + i * ldc, ldc, accumulate);
+    micro_panel<Real, kRows>(vectors, depth, a.from(i), b, ldb, c + i * ldc, ldc, accumulate);
   }
-  const Real* tail = a + i * step;
+  const Rows tail = a.from(i);
   Real* out = c + i * ldc;
   switch (rows - i) {
-    case 5: return micro_panel<Real, 5, kTransposed>(vectors, depth, tail, lda, b, ldb, out, ldc, accumulate);
-    case 4: return micro_panel<Real, 4, kTransposed>(vectors, depth, tail, lda, b, ldb, out, ldc, accumulate);
-    case 3: return micro_panel<Real, 3, kTransposed>(vectors, depth, tail, lda, b, ldb, out, ldc, accumulate);
-    case 2: return micro_panel<Real, 2, kTransposed>(vectors, depth, tail, lda, b, ldb, out, ldc, accumulate);
-    case 1: return micro_panel<Real, 1, kTransposed>(vectors, depth, tail, lda, b, ldb, out, ldc, accumulate);
+    case 5: return micro_panel<Real, 5>(vectors, depth, tail, b, ldb, out, ldc, accumulate);
+    case 4: return micro_panel<Real, 4>(vectors, depth, tail, b, ldb, out, ldc, accumulate);
+    case 3: return micro_panel<Real, 3>(vectors, depth, tail, b, ldb, out, ldc, accumulate);
+    case 2: return micro_panel<Real, 2>(vectors, depth, tail, b, ldb, out, ldc, accumulate);
+    case 1: return micro_panel<Real, 1>(vectors, depth, tail, b, ldb, out, ldc, accumulate);
   }
 }
 
@@ -87,23 +114,26 @@ GA_INLINE int panel_vectors(int64_t columns, int64_t first) {
   return static_cast<int>(std::min<int64_t>(left, kPanel<Real>) / Vec<Real>::width);
 }
 
-// C = or += A * B with B packed in panels (pack_panels).
-template <class Real>
-void multiply_packed(int64_t rows, int64_t columns, int64_t depth, const Real* a, int64_t lda, const Real* packed,
-                     Real* c, int64_t ldc, bool accumulate) {
+// C = or += A * (rows [first_row, first_row + depth) of B), B packed in panels of packed_depth rows.
+template <class Real, class Rows>
+void multiply_packed(int64_t rows, int64_t columns, int64_t depth, Rows a, const Real* packed, int64_t packed_depth,
+                     int64_t first_row, Real* c, int64_t ldc, bool accumulate) {
   for (int64_t first = 0; first < columns; first += kPanel<Real>) {
     const int vectors = panel_vectors<Real>(columns, first);
-    multiply_panel<Real, false>(rows, vectors, depth, a, lda, packed + first * depth,
-                                int64_t(vectors) * Vec<Real>::width, c + first, ldc, accumulate);
+    const int64_t width = int64_t(vectors) * Vec<Real>::width;
+    multiply_panel(rows, vectors, depth, a, packed + first * packed_depth + first_row * width, width, c + first, ldc,
+                   accumulate);
   }
 }
 
-// Row `p` of B, given by value(column), into its place in the panels.
-template <class Real, class Value>
-GA_INLINE void pack_row(int64_t p, int64_t columns, int64_t depth, Real* packed, Value value) {
-  for (int64_t first = 0; first < columns; first += kPanel<Real>) {
-    const int64_t width = int64_t(panel_vectors<Real>(columns, first)) * Vec<Real>::width;
-    Real* row = packed + first * depth + p * width;
-    for (int64_t j = 0; j < width; ++j) row[j] = first + j < columns ? value(first + j) : Real(0);
+// Where a vector of columns of B lies in the panels: the one that starts at `column` (a multiple of the width).
+template <class Real>
+struct PanelPlace {
+  int64_t start, stride;
+  GA_INLINE PanelPlace(int64_t column, int64_t columns, int64_t depth) {
+    const int64_t first = column / kPanel<Real> * kPanel<Real>;
+    start = first * depth + column - first;
+    stride = int64_t(panel_vectors<Real>(columns, first)) * Vec<Real>::width;
   }
-}
+  GA_INLINE int64_t row(int64_t p) const { return start + p * stride; }
+};

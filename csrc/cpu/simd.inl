@@ -55,3 +55,34 @@ GA_INLINE Vec<float>::type load(const Half* from) {
   return value;
 #endif
 }
+
+// Lanes that differ in bit kBit of their number trade places between a and b: one stage of a transposition.
+template <class V, int kBit, int... kLane>
+GA_INLINE void exchange_lanes(V& a, V& b, std::integer_sequence<int, kLane...>) {
+  constexpr int kWidth = sizeof...(kLane);
+  const V low = __builtin_shufflevector(a, b, (kLane & kBit ? kWidth + (kLane ^ kBit) : kLane)...);
+  const V high = __builtin_shufflevector(a, b, (kLane & kBit ? kWidth + kLane : kLane ^ kBit)...);
+  a = low, b = high;
+}
+
+template <class V, int kWidth, int kBit>
+GA_INLINE void exchange_rows(V* row) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if ((i & kBit) == 0) exchange_lanes<V, kBit>(row[i], row[i + kBit], std::make_integer_sequence<int, kWidth>{});
+  }
+  if constexpr (kBit > 1) exchange_rows<V, kWidth, kBit / 2>(row);
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for a square as wide as a vector.
+template <class Real>
+GA_INLINE void transpose_square(const Real* from, int64_t from_stride, Real* to, int64_t to_stride) {
+  using V = typename Vec<Real>::type;
+  constexpr int kWidth = Vec<Real>::width;
+  V row[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) row[i] = load(from + i * from_stride);
+  exchange_rows<V, kWidth, kWidth / 2>(row);
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) store(to + i * to_stride, row[i]);
+}

@@ -18,6 +18,11 @@ PRIOR_PROBABILITY = 0.01  # of a location at the start, as the focal loss wants 
 PRIOR_BIAS = torch.tensor(PRIOR_PROBABILITY).logit().item()
 
 
+def _for_convolution(feature: Tensor) -> Tensor:
+    """On a CPU with channels side by side: convolutions are faster so, and so are the adaption's gathers."""
+    return feature.contiguous(memory_format=torch.channels_last) if feature.device.type == "cpu" else feature
+
+
 def initialise(*layers):
     """Weights of std 0.01 and zero biases, as RPN and RetinaNet have them; a layer may be None."""
     for layer in layers:
@@ -84,11 +89,16 @@ class GuidedAnchorHead(nn.Module):
             (N, P, columns).
         """
         if self.conv is not None:
-            features = [F.relu(self.conv(f)) for f in features]
-        location = pyramid.flatten([self.location(f) for f in features]).squeeze(2) if self.location else None
-        if self.shape is None:
-            return features, location, features[0].new_zeros(pyramid.images, pyramid.locations, 0)
-        return features, location, pyramid.flatten([self.shape(f) for f in features])
+            features = [F.relu(self.conv(_for_convolution(f)), inplace=True) for f in features]
+        branches = [branch for branch in (self.location, self.shape) if branch is not None]
+        if not branches:
+            return features, None, features[0].new_zeros(pyramid.images, pyramid.locations, 0)
+        # One convolution for both branches reads the features once.
+        weight, bias = (torch.cat([getattr(b, name) for b in branches]) for name in ("weight", "bias"))
+        both = pyramid.flatten([F.conv2d(f, weight, bias) for f in features])
+        if self.location is None:
+            return features, None, both
+        return features, both[..., 0], both[..., 1:]
 
     def predict(self, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> tuple[Tensor, Tensor]:
         """Phase two, at listed locations: objectness logits (L * K,) and box deltas (L * K, 4).
