@@ -12,13 +12,15 @@ The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA ker
 ``0``     not built.
 
 ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as for any torch extension ("9.0" or "8.0;9.0+PTX").
+
+``GA_SCOPE_SIMULATED_GRID=1`` builds something else, for tests: a library that runs the CUDA kernels on CPU tensors,
+on the simulated grid of ``csrc/testing``.
 """
 
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,28 +29,12 @@ import torch
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
+
 TORCH_TARGET = "2.10"
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0+PTX"
-
-
-def find_cuda_toolkit():
-    """The toolkit's root, or None. ``nvcc`` on PATH may be a wrapper: only nvcc itself knows its TOP."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        root = os.environ.get(variable)
-        if root and (Path(root) / "bin" / "nvcc").exists():
-            return Path(root)
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    probe = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-    top = re.search(r"^#\$ TOP=(.+)$", probe.stdout + probe.stderr, re.MULTILINE)
-    return Path(top.group(1)).resolve() if top else None
-
-
-def toolkit_version(toolkit):
-    text = subprocess.run([toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
-    return re.search(r"release ([\d.]+)", text).group(1)
 
 
 def choose_cuda():
@@ -73,7 +59,8 @@ def choose_cuda():
     return (None, None) if problem else (toolkit, architectures or DEFAULT_CUDA_ARCH_LIST)
 
 
-CUDA_TOOLKIT, CUDA_ARCH_LIST = choose_cuda()
+SIMULATED_GRID = os.environ.get("GA_SCOPE_SIMULATED_GRID") == "1"
+CUDA_TOOLKIT, CUDA_ARCH_LIST = (None, None) if SIMULATED_GRID else choose_cuda()
 if CUDA_TOOLKIT:
     os.environ["CUDA_HOME"] = str(CUDA_TOOLKIT)  # before torch guesses one
     os.environ["TORCH_CUDA_ARCH_LIST"] = CUDA_ARCH_LIST
@@ -86,9 +73,10 @@ def sources(*patterns):
 
 
 def operators_extension():
+    """The library: CPU kernels, and CUDA kernels if chosen; or simulated ones instead of both."""
     cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
     nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+    files = sources("csrc/*.cpp", "csrc/testing/*.cpp" if SIMULATED_GRID else "csrc/cpu/*.cpp")
     includes, directories = include_paths("cpu"), library_paths("cpu")
     # Only what every torch build has: the same library then loads with and without CUDA. The CUDA runtime is
     # therefore linked statically, and the current stream is asked for at run time (csrc/cuda/device_grid.h).

@@ -264,7 +264,7 @@ void forward_fused(const Call<T>& call, std::vector<Tensor>& output) {
       .bias = call.args.bias ? static_cast<const T*>(call.args.bias->data_ptr()) : nullptr,
       .bias_stride = call.args.bias ? call.args.bias->stride(0) : 0,
       .output = row_numbers<T>(output, call.compact())};
-  call.device.launch("fused_convolution", kernel, kernel.blocks());
+  call.device.launch(kTileRows == 128 ? "fused_convolution_128" : "fused_convolution_64", kernel, kernel.blocks());
 }
 
 void check_levels_fit(const ConvolutionArguments& args) {

@@ -12,7 +12,9 @@
 #include <numeric>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../compute_type.h"
@@ -37,6 +39,8 @@ class Device {
   template <class Kernel>
   void launch(const char* name, const Kernel& kernel, int64_t blocks) const;
 };
+
+inline std::string launches;  // the kernels that ran, for tests to ask
 
 inline std::vector<int> random_order(int count) {
   static std::minstd_rand random(1);
@@ -79,6 +83,7 @@ struct SimulatedBlock {
 
 template <class Kernel>
 void Device::launch(const char* name, const Kernel& kernel, int64_t blocks) const {
+  launches += (launches.empty() ? "" : " ") + std::string(name);
   constexpr size_t kBytes = (sizeof(typename Kernel::Shared) + 127) / 128 * 128;
   if (static_cast<int64_t>(kBytes) > shared_bytes()) throw std::runtime_error(std::string(name) + ": shared memory");
   unsigned char* memory = static_cast<unsigned char*>(std::aligned_alloc(128, kBytes));
