@@ -27,17 +27,21 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// The current device and stream while an operator runs. The library links no CUDA library of torch, so that
-// it loads beside any torch: the stream comes through torch's C shim, looked up when it is first needed.
+// A function of torch's CUDA library, which this one is not linked with, so that it loads beside any torch. Where
+// CUDA tensors exist that library is loaded, but not into the global scope: it has to be named.
+inline void* find_in_torch(const char* name) {
+  void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+  void* function = library ? dlsym(library, name) : nullptr;
+  if (function == nullptr) throw std::runtime_error(std::string("ga_scope: no ") + name + " in libtorch_cuda.so");
+  return function;
+}
+
+// The current device and stream while an operator runs.
 class Device {
  public:
   explicit Device(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
     using GetStream = int32_t (*)(int32_t, void**);
-    static const auto get_stream =
-        reinterpret_cast<GetStream>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
-    if (get_stream == nullptr) {
-      throw std::runtime_error("ga_scope: this torch has no aoti_torch_get_current_cuda_stream: not a CUDA build?");
-    }
+    static const auto get_stream = reinterpret_cast<GetStream>(find_in_torch("aoti_torch_get_current_cuda_stream"));
     const int index = tensor.get_device_index();
     check_cuda(cudaSetDevice(index), "cudaSetDevice");  // of the runtime linked here; the guard sets torch's
     void* stream = nullptr;

@@ -1,5 +1,6 @@
 """The operators as citizens of torch: opcheck, torch.compile, torch.export, and the library itself."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -138,6 +139,13 @@ def test_export_with_dynamic_sizes(function):
     for size in ((12, 16), (9, 14), (20, 11)):
         again = arguments(function, size)
         torch.testing.assert_close(program.module()(*again), function(*again))
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+def test_torch_has_what_the_cuda_kernels_look_up():
+    """csrc/cuda/device_grid.h finds the current stream by name, in a library that torch has loaded."""
+    library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    assert library.aoti_torch_get_current_cuda_stream
 
 
 def run_python(code, **environment):
