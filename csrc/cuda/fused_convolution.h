@@ -216,8 +216,10 @@ struct FusedConvolution {
       typename Warp::template PerLane<float, 4> block[kBlocksDown][kBlocksAcross];
     };
 
-    GA_KERNEL int warp_row(int warp) const { return warp / kWarpsAcross * kWarpRows; }
-    GA_KERNEL int warp_column(int warp) const { return warp % kWarpsAcross * kWarpColumns; }
+    // Warps of the same columns are neighbours: a multiprocessor's four schedulers take warps in turn, so that
+    // with few output channels, where the last warps have nothing to do, all four still work.
+    GA_KERNEL int warp_row(int warp) const { return warp % kWarpsDown * kWarpRows; }
+    GA_KERNEL int warp_column(int warp) const { return warp / kWarpsDown * kWarpColumns; }
 
     template <class Warp>
     GA_KERNEL void consume(int step, const Warp& warp, Sums<Warp>& sums) const {
