@@ -112,7 +112,7 @@ def _(
     dilation,
     groups,
     offset_groups,
-    allow_tf32=False,
+    allow_tf32,
 ):
     shapes = _shapes(input, weight, locations, stride, padding, dilation)
     outputs = [input[0].new_empty(shape) for shape in shapes]
@@ -137,7 +137,7 @@ def _(
     offset_groups,
     want_input,
     want_weight,
-    deterministic=False,
+    deterministic,
 ):
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],

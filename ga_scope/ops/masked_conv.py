@@ -71,7 +71,7 @@ def _to_maps(rows, locations, inputs, weight, stride, padding, dilation):
 
 
 @torch.library.register_fake("ga_scope::masked_conv2d")
-def _(input, weight, bias, locations, stride, padding, dilation, groups, allow_tf32=False):
+def _(input, weight, bias, locations, stride, padding, dilation, groups, allow_tf32):
     return weight.new_empty(locations.shape[0], weight.shape[0])
 
 
@@ -87,7 +87,7 @@ def _(
     groups,
     want_input,
     want_weight,
-    deterministic=False,
+    deterministic,
 ):
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],

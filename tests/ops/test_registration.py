@@ -31,11 +31,11 @@ def sample_calls():
         dense_mask = [torch.rand(2, 18, *m.shape[2:], requires_grad=True) for m in maps]
         rows, mask = torch.randn(4, 36, requires_grad=True), torch.rand(4, 18, requires_grad=True)
         shape, matrix = torch.randn(4, 2, requires_grad=True), torch.randn(36, 2, requires_grad=True)
-        tail = (*PAIRS, 1, 2)
+        tail = (*PAIRS, 1, 2, False)
         yield OPS.deform_conv2d, (maps, dense_offset, weight, bias, dense_mask, None, None, *tail)
         yield OPS.deform_conv2d, (maps, [rows], weight, None, [mask], None, locations, *tail)
         yield OPS.deform_conv2d, (maps, [shape], weight, bias, [], matrix, locations, *tail)
-        yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1)
+        yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1, False)
     boxes = torch.tensor([[1.0, 2, 20, 30], [4, 4, 9, 9], [0, 0, 31, 31]])
     levels = [4, 2], [5, 3], [8.0, 16.0]
     yield OPS.viou_match, (boxes, [2, 1], *levels, None, None, 0.5, 0.0)
