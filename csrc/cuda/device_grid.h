@@ -101,8 +101,9 @@ __device__ __forceinline__ void wait_for_all() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
+// One block per multiprocessor is enough: without that word the compiler spills registers to fit more.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) run(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, 1) run(const __grid_constant__ Kernel kernel) {
   DeviceBlock block;
   kernel(block);
 }
