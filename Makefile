@@ -3,6 +3,8 @@
 # make test    the tests
 # make bench   the benchmarks, and the table of bars that the operators are held to: output/bench.csv
 # make lint    ruff and clang-format
+# make cuda-check  compiles the CUDA kernels for every architecture; fails on spilled registers (a toolkit, no GPU)
+# make gpu-check   all that needs a GPU: tests, sanitizers, benchmarks, short trainings (tools/gpu_check.sh)
 # make install what all of them do first: a virtual environment with pinned versions, and the operators.
 #              Redone when its inputs change. PYTHON=/path/to/python installs into an environment that has torch.
 
@@ -16,9 +18,9 @@ else
   INSTALL := tools/install.sh .venv
 endif
 
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh tools/cuda_toolkit.py
 
-.PHONY: install demo scopenet-demo test bench lint format clean
+.PHONY: install demo scopenet-demo test bench lint format cuda-check gpu-check clean
 
 install: $(INSTALLED)
 
@@ -58,6 +60,12 @@ format: install
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 	$(dir $(PY))clang-format -i $(shell find csrc -type f)
+
+cuda-check: install
+	$(PY) tools/check_cuda_build.py --output benchmarks/results/cuda_build.txt
+
+gpu-check: install
+	tools/gpu_check.sh --python $(PY)
 
 clean:
 	rm -rf build ga_scope/*.so ga_scope/_build_record.json .venv/.installed

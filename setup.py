@@ -1,16 +1,26 @@
 """Builds the operators of ``csrc/`` into one library inside the package.
 
 The library uses LibTorch's stable ABI: built with one torch, it runs with every torch from
-``TORCH_TARGET`` on. The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA kernels:
-``auto`` (default: when a toolkit is found and torch was built with CUDA), ``0`` or ``1`` (an error if
-impossible). ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as for any torch extension.
+``TORCH_TARGET`` on, and, CUDA kernels included, on machines and torch builds without CUDA.
+
+The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA kernels:
+
+``auto``  (default) built when there are a CUDA toolkit, a torch built with CUDA, and a reason to: a visible
+          GPU, for whose architecture alone they are then compiled, or ``TORCH_CUDA_ARCH_LIST``. A machine without
+          a GPU does not wait minutes for kernels that it cannot run.
+``1``     built for ``TORCH_CUDA_ARCH_LIST``, by default ``DEFAULT_CUDA_ARCH_LIST``; an error if impossible.
+``0``     not built.
+
+``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as for any torch extension ("9.0" or "8.0;9.0+PTX").
+
+``GA_SCOPE_SIMULATED_GRID=1`` builds something else, for tests: a library that runs the CUDA kernels on CPU tensors,
+on the simulated grid of ``csrc/testing``.
 """
 
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,32 +29,25 @@ import torch
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
+
 TORCH_TARGET = "2.10"
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0a;9.0+PTX"
-
-
-def find_cuda_toolkit():
-    """The toolkit's root, or None. ``nvcc`` on PATH may be a wrapper: only nvcc itself knows its TOP."""
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        root = os.environ.get(variable)
-        if root and (Path(root) / "bin" / "nvcc").exists():
-            return Path(root)
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    probe = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-    top = re.search(r"^#\$ TOP=(.+)$", probe.stdout + probe.stderr, re.MULTILINE)
-    return Path(top.group(1)).resolve() if top else None
+DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0+PTX"
 
 
 def choose_cuda():
-    """The toolkit to build the CUDA kernels with, or None for a CPU library."""
+    """The toolkit to build the CUDA kernels with and the architectures, or None twice for a CPU library."""
     wish = os.environ.get("GA_SCOPE_WITH_CUDA", "auto").lower()
     if wish not in ("auto", "0", "1"):
         sys.exit(f"GA_SCOPE_WITH_CUDA: expected auto, 0 or 1, got {wish!r}")
-    if wish == "0":
-        return None
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if wish == "auto" and not architectures and torch.cuda.is_available():
+        devices = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        architectures = ";".join(f"{major}.{minor}" for major, minor in sorted(devices))
+    if wish == "0" or (wish == "auto" and not architectures):
+        return None, None
     toolkit = find_cuda_toolkit()
     problem = None
     if toolkit is None:
@@ -53,13 +56,14 @@ def choose_cuda():
         problem = f"torch {torch.__version__} was built without CUDA: install a CUDA build of torch first"
     if problem and wish == "1":
         sys.exit(f"GA_SCOPE_WITH_CUDA=1, but {problem}")
-    return None if problem else toolkit
+    return (None, None) if problem else (toolkit, architectures or DEFAULT_CUDA_ARCH_LIST)
 
 
-CUDA_TOOLKIT = choose_cuda()
+SIMULATED_GRID = os.environ.get("GA_SCOPE_SIMULATED_GRID") == "1"
+CUDA_TOOLKIT, CUDA_ARCH_LIST = (None, None) if SIMULATED_GRID else choose_cuda()
 if CUDA_TOOLKIT:
     os.environ["CUDA_HOME"] = str(CUDA_TOOLKIT)  # before torch guesses one
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCH_LIST)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = CUDA_ARCH_LIST
 
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
 
@@ -69,16 +73,26 @@ def sources(*patterns):
 
 
 def operators_extension():
+    """The library: CPU kernels, and CUDA kernels if chosen; or simulated ones instead of both."""
     cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
-    # Only what every torch build has: the same library then loads with and without CUDA.
+    nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
+    files = sources("csrc/*.cpp", "csrc/testing/*.cpp" if SIMULATED_GRID else "csrc/cpu/*.cpp")
+    includes, directories = include_paths("cpu"), library_paths("cpu")
+    # Only what every torch build has: the same library then loads with and without CUDA. The CUDA runtime is
+    # therefore linked statically, and the current stream is asked for at run time (csrc/cuda/device_grid.h).
+    libraries = ["c10", "torch", "torch_cpu"]
+    if CUDA_TOOLKIT:
+        files += sources("csrc/cuda/*.cu")
+        includes += [str(path) for path in [CUDA_TOOLKIT / "include"] if path.is_dir()]
+        directories += [str(path) for path in (CUDA_TOOLKIT / "lib64", CUDA_TOOLKIT / "lib") if path.is_dir()]
+        libraries += ["cudart_static", "dl", "rt", "pthread"]
     return Extension(
         "ga_scope._operators",
         files,
-        include_dirs=include_paths("cpu"),
-        library_dirs=library_paths("cpu"),
-        libraries=["c10", "torch", "torch_cpu"],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", TORCH_TARGET_FLAG]},
+        include_dirs=includes,
+        library_dirs=directories,
+        libraries=libraries,
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         py_limited_api=True,
         language="c++",
     )
@@ -94,8 +108,8 @@ class Build(BuildExtension):
             "ga_scope": version,
             "torch": torch.__version__,
             "torch_target": TORCH_TARGET,
-            "cuda": torch.version.cuda if CUDA_TOOLKIT and sources("csrc/cuda/*.cu") else None,
-            "cuda_arch_list": os.environ.get("TORCH_CUDA_ARCH_LIST") if CUDA_TOOLKIT else None,
+            "cuda": toolkit_version(CUDA_TOOLKIT) if CUDA_TOOLKIT else None,
+            "cuda_arch_list": CUDA_ARCH_LIST,
             "python": platform.python_version(),
             "machine": platform.machine(),
             "compiler": subprocess.run(

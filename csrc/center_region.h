@@ -32,6 +32,17 @@ GA_HOST_DEVICE CellRange cells_inside(double low, double high, double stride, in
   return range;
 }
 
+// The cells within `half` of a box's centre; with keep_one at least the cell of the centre itself.
+GA_HOST_DEVICE CellRange cells_of_box(double centre, double half, double stride, int64_t cells, bool keep_one) {
+  CellRange range = cells_inside(centre - half, centre + half, stride, cells);
+  if (keep_one && range.first >= range.last) {
+    const int64_t cell = clamp_cell(centre / stride, cells);
+    range.first = cell < cells ? cell : cells - 1;
+    range.last = range.first + 1;
+  }
+  return range;
+}
+
 // The level whose anchors have about the box's size: base sizes double from level to level.
 GA_HOST_DEVICE int level_of_box(double width, double height, double first_base, int num_levels) {
   const double level = floor(log2(sqrt(width * height) / first_base) + 0.5);

@@ -81,7 +81,7 @@ inline void check_dtype(const char* op, const char* argument, const Tensor& tens
 
 inline void check_same_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
   const bool same = tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index();
-  if (!same) check(false, op, argument, "the device of input", "another device");
+  if (!same) check(false, op, argument, "the device of the other tensors", "another device");
 }
 
 }  // namespace ga_scope

@@ -1,5 +1,7 @@
 #include "convolution.h"
 
+#include <torch/csrc/stable/ops.h>
+
 namespace ga_scope {
 namespace {
 
@@ -157,6 +159,23 @@ void check_grad_output(const ConvolutionArguments& args, const Convolution& conv
                        const std::vector<Tensor>& grad_output) {
   check_per_location(args, conv, "grad_output", grad_output, conv.shape.out_channels);
   for (const Tensor& grad : grad_output) check_dtype(args.op, "grad_output", grad, args.input[0].scalar_type());
+}
+
+Tensor empty_map(const Tensor& like, const std::vector<int64_t>& size) {
+  const bool channels_last = like.size(1) > 1 && like.stride(1) == 1;
+  return torch::stable::empty(
+      size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+std::vector<Tensor> empty_output(const ConvolutionArguments& args, const Convolution& conv) {
+  if (args.locations) return {torch::stable::new_empty(args.weight, {conv.rows, conv.shape.out_channels})};
+  std::vector<Tensor> output;
+  for (size_t l = 0; l < args.input.size(); ++l) {
+    const LevelShape& level = conv.output_levels[l];
+    output.push_back(empty_map(args.input[l], {conv.images, conv.shape.out_channels, level.height, level.width}));
+  }
+  return output;
 }
 
 }  // namespace ga_scope

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "host_device.h"
 #include "location.h"
 
 namespace ga_scope {
@@ -22,11 +23,14 @@ struct ConvolutionShape {
   int64_t groups;
   int64_t offset_groups;  // 0: the regular grid, no offsets
 
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t in_channels_per_group() const { return in_channels / groups; }
-  int64_t out_channels_per_group() const { return out_channels / groups; }
-  int64_t channels_per_offset_group() const { return in_channels / offset_groups; }
-  int64_t offsets_per_location() const { return 2 * offset_groups * taps(); }
+  GA_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
+  GA_HOST_DEVICE int64_t in_channels_per_group() const { return in_channels / groups; }
+  GA_HOST_DEVICE int64_t out_channels_per_group() const { return out_channels / groups; }
+  GA_HOST_DEVICE int64_t channels_per_offset_group() const { return in_channels / offset_groups; }
+  GA_HOST_DEVICE int64_t offsets_per_location() const { return 2 * offset_groups * taps(); }
+  // Channels that sample the same places: an offset group, or, on the regular grid, all of them.
+  GA_HOST_DEVICE int64_t sampling_groups() const { return offset_groups ? offset_groups : 1; }
+  GA_HOST_DEVICE int64_t channels_per_sampling_group() const { return in_channels / sampling_groups(); }
 };
 
 // The arguments of masked_conv2d (offset empty, locations given) and deform_conv2d.
@@ -40,8 +44,16 @@ struct ConvolutionArguments {
   std::optional<Tensor> offset_weight;  // (2 * offset_groups * taps, R); absent: R is that many itself
   std::optional<Tensor> locations;      // (L,) int64
   std::vector<int64_t> stride, padding, dilation;
-  int64_t groups, offset_groups;
+  int64_t groups, offset_groups = 0;
+  bool allow_tf32 = false;     // CUDA: float32 products may round to tf32
+  bool deterministic = false;  // CUDA: backward; the CPU's is always
 };
+
+// An output or gradient map, channels_last if `like` has its channels side by side.
+Tensor empty_map(const Tensor& like, const std::vector<int64_t>& size);
+
+// The tensors that forward fills: one (L, C_out) at locations, otherwise one map per level.
+std::vector<Tensor> empty_output(const ConvolutionArguments& args, const struct Convolution& conv);
 
 struct Convolution {
   ConvolutionShape shape;

@@ -30,3 +30,18 @@ def seed(request):
     random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Runs the test once per device: new tensors are on it."""
+    with torch.device(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def deterministic():
+    """torch's deterministic algorithms, for tests that compare gradients bit by bit."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

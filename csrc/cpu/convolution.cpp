@@ -21,6 +21,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "../convolution_operators.h"
 #include "convolution_pass.h"
 #include "parallel.h"
 
@@ -688,37 +689,19 @@ void dispatch(ScalarType dtype, const Visit& visit) {
   }
 }
 
-Tensor empty_map(const Tensor& like, const std::vector<int64_t>& size) {
-  const bool channels_last = like.size(1) > 1 && like.stride(1) == 1;
-  return torch::stable::empty(
-      size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
-}
-
 std::vector<Tensor> forward(const ConvolutionArguments& args) {
   const Convolution conv = check_convolution(args);
-  std::vector<Tensor> output;
-  if (args.locations) {
-    output.push_back(torch::stable::new_empty(args.weight, {conv.rows, conv.shape.out_channels}));
-  } else {
-    for (size_t l = 0; l < args.input.size(); ++l) {
-      const LevelShape& level = conv.output_levels[l];
-      output.push_back(empty_map(args.input[l], {conv.images, conv.shape.out_channels, level.height, level.width}));
-    }
-  }
+  std::vector<Tensor> output = empty_output(args, conv);
   dispatch(args.input[0].scalar_type(), [&]<class T>(T) { Engine<T>(args, conv).forward(output); });
   return output;
 }
 
-using BackwardResult = std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, std::vector<Tensor>, Tensor>;
-
-// Gradients of input, offset, weight, mask and offset_weight. Those of input and weight are zero if not wanted.
-BackwardResult backward(const ConvolutionArguments& args, const std::vector<Tensor>& grad_output, bool want_input,
-                        bool want_weight) {
+ConvolutionGradients backward(const ConvolutionArguments& args, const std::vector<Tensor>& grad_output, bool want_input,
+                              bool want_weight) {
   const Convolution conv = check_convolution(args);
   check_grad_output(args, conv, grad_output);
   const Tensor& like = args.input[0];
-  BackwardResult result;
+  ConvolutionGradients result;
   dispatch(like.scalar_type(), [&]<class T>(T) {
     typename Engine<T>::Gradients grads;
     const auto zeros = [&](const Tensor& shape_of, ScalarType dtype) {
@@ -747,61 +730,10 @@ BackwardResult backward(const ConvolutionArguments& args, const std::vector<Tens
   return result;
 }
 
-std::vector<Tensor> deform_conv2d(std::vector<Tensor> input, std::vector<Tensor> offset, Tensor weight,
-                                  std::optional<Tensor> bias, std::vector<Tensor> mask,
-                                  std::optional<Tensor> offset_weight, std::optional<Tensor> locations,
-                                  std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                  std::vector<int64_t> dilation, int64_t groups, int64_t offset_groups) {
-  check(offset_groups >= 1, "deform_conv2d", "offset_groups", "at least 1", offset_groups);
-  return forward({"deform_conv2d", input, offset, mask, weight, bias, offset_weight, locations, stride, padding,
-                  dilation, groups, offset_groups});
-}
-
-BackwardResult deform_conv2d_backward(std::vector<Tensor> grad_output, std::vector<Tensor> input,
-                                      std::vector<Tensor> offset, Tensor weight, std::vector<Tensor> mask,
-                                      std::optional<Tensor> offset_weight, std::optional<Tensor> locations,
-                                      std::vector<int64_t> stride, std::vector<int64_t> padding,
-                                      std::vector<int64_t> dilation, int64_t groups, int64_t offset_groups,
-                                      bool want_input, bool want_weight) {
-  check(offset_groups >= 1, "deform_conv2d_backward", "offset_groups", "at least 1", offset_groups);
-  return backward({"deform_conv2d_backward", input, offset, mask, weight, std::nullopt, offset_weight, locations,
-                   stride, padding, dilation, groups, offset_groups},
-                  grad_output, want_input, want_weight);
-}
-
-Tensor masked_conv2d(std::vector<Tensor> input, Tensor weight, std::optional<Tensor> bias, Tensor locations,
-                     std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                     int64_t groups) {
-  return forward(
-      {"masked_conv2d", input, {}, {}, weight, bias, std::nullopt, locations, stride, padding, dilation, groups, 0})[0];
-}
-
-std::tuple<std::vector<Tensor>, Tensor> masked_conv2d_backward(
-    Tensor grad_output, std::vector<Tensor> input, Tensor weight, Tensor locations, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, bool want_input, bool want_weight) {
-  auto result = backward({"masked_conv2d_backward",
-                          input,
-                          {},
-                          {},
-                          weight,
-                          std::nullopt,
-                          std::nullopt,
-                          locations,
-                          stride,
-                          padding,
-                          dilation,
-                          groups,
-                          0},
-                         {grad_output}, want_input, want_weight);
-  return {std::get<0>(result), std::get<2>(result)};
-}
-
 }  // namespace
 }  // namespace ga_scope::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(ga_scope, CPU, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&ga_scope::cpu::deform_conv2d));
-  m.impl("deform_conv2d_backward", TORCH_BOX(&ga_scope::cpu::deform_conv2d_backward));
-  m.impl("masked_conv2d", TORCH_BOX(&ga_scope::cpu::masked_conv2d));
-  m.impl("masked_conv2d_backward", TORCH_BOX(&ga_scope::cpu::masked_conv2d_backward));
+  using namespace ga_scope;
+  ConvolutionOperators<cpu::forward, cpu::backward>::implement(m);
 }

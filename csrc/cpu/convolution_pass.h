@@ -2,30 +2,13 @@
 // all of them readable with contiguous channels (convolution.cpp says why there can be several).
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
 #include <vector>
 
+#include "../compute_type.h"
 #include "../convolution.h"
 
 namespace ga_scope::cpu {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-// Arithmetic is in float, or in double for double.
-template <class T>
-struct ComputeTypeOf {
-  using type = float;
-};
-template <>
-struct ComputeTypeOf<double> {
-  using type = double;
-};
-template <class T>
-using ComputeType = typename ComputeTypeOf<T>::type;
 
 // A location to compute, and its row in compact arrays.
 struct Row {

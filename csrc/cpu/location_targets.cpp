@@ -20,14 +20,8 @@ void paint(const std::vector<LevelShape>& levels, const std::vector<double>& str
     const LevelShape& shape = levels[level];
     const double stride = strides[level], cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
     const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
-    CellRange columns = cells_inside(cx - half_w, cx + half_w, stride, shape.width);
-    CellRange rows = cells_inside(cy - half_h, cy + half_h, stride, shape.height);
-    const auto at_least_one = [&](CellRange& range, double centre, int64_t cells) {
-      if (range.first < range.last) return;
-      range.first = std::min(clamp_cell(centre / stride, cells), cells - 1);
-      range.last = range.first + 1;
-    };
-    if (keep_one) at_least_one(columns, cx, shape.width), at_least_one(rows, cy, shape.height);
+    const CellRange columns = cells_of_box(cx, half_w, stride, shape.width, keep_one);
+    const CellRange rows = cells_of_box(cy, half_h, stride, shape.height, keep_one);
     for (int64_t y = rows.first; y < rows.last; ++y) {
       int8_t* row = labels + shape.first + y * shape.width;
       std::fill(row + std::min(columns.first, columns.last), row + columns.last, label);
@@ -57,9 +51,7 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::ve
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
-  check(sigma > 0 && std::isfinite(sigma), op, "sigma", "a positive number", sigma);
-  check(center_ratio >= 0 && center_ratio <= ignore_ratio && ignore_ratio <= 1e6, op, "center_ratio",
-        "0 <= center_ratio <= ignore_ratio", text(center_ratio, ", ", ignore_ratio));
+  check_regions(op, sigma, center_ratio, ignore_ratio);
   const int64_t locations = locations_of(levels);
   const int64_t images = static_cast<int64_t>(gt_counts.size());
   Tensor labels = torch::stable::new_zeros(gt_boxes, {images * locations}, ScalarType::Char);

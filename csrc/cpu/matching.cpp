@@ -243,21 +243,9 @@ MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vec
                        std::optional<Tensor> size_range, double cell_offset, double min_iou) {
   const char* op = "viou_match";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
-  const std::vector<LevelShape> level_shapes = check_levels(op, heights, widths, strides);
+  const std::vector<LevelShape> level_shapes =
+      check_variable_anchors(op, gt_boxes, {heights, widths, strides, shapes, size_range, cell_offset, min_iou});
   const int64_t levels = static_cast<int64_t>(level_shapes.size());
-  check(!(shapes && size_range), op, "size_range", "None where shapes are given", "both");
-  check(min_iou >= 0 && min_iou <= 1, op, "min_iou", "a number in [0, 1]", min_iou);
-  check(std::isfinite(cell_offset), op, "cell_offset", "a finite number", cell_offset);
-  if (shapes) {
-    check_dim(op, "shapes", *shapes, 3);
-    check_shape(op, "shapes", *shapes, {levels, shapes->size(1), 2});
-    check(shapes->size(1) >= 1, op, "shapes", "at least one shape per level", "none");
-    check_dtype(op, "shapes", *shapes, gt_boxes.scalar_type());
-  }
-  if (size_range) {
-    check_shape(op, "size_range", *size_range, {levels, 2});
-    check_dtype(op, "size_range", *size_range, gt_boxes.scalar_type());
-  }
   const auto run = [&]<class Real>(Real) {
     VariableAnchors<Real> anchors;
     anchors.levels = level_shapes;
@@ -363,6 +351,7 @@ MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes
   check_boxes(op, "boxes", boxes, "counts", counts);
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_dtype(op, "gt_boxes", gt_boxes, boxes.scalar_type());
+  check_same_device(op, "gt_boxes", gt_boxes, boxes);
   check(counts.size() == gt_counts.size(), op, "gt_counts", text(counts.size(), " images"), gt_counts.size());
   return boxes.scalar_type() == ScalarType::Double ? iou_match_as<double>(boxes, counts, gt_boxes, gt_counts)
                                                    : iou_match_as<float>(boxes, counts, gt_boxes, gt_counts);

@@ -6,6 +6,17 @@ is a flat int64 index into all positions of a batch, image by image and level by
     n * P + first_l + y * W_l + x,    P = sum(H_l * W_l),    first_l = locations on the levels before l
 
 which for a single map is ``(n * H + y) * W + x``.
+
+On a GPU the results are those of the CPU up to rounding, and:
+
+- Convolutions in bfloat16 and float16, and in float32 where ``torch.backends.cuda.matmul.allow_tf32`` is set, run as
+  one kernel on the tensor cores if the channels of a group (and of an offset group) are a multiple of 64 (float32:
+  32); interpolated samples are rounded to the dtype before they are multiplied. Everything else goes through columns
+  of bounded size and torch's matrix products. Channels_last inputs save a copy.
+- Nothing waits for the device, so calls can be captured in CUDA graphs. A location out of range therefore cannot be
+  an exception: it stops the device with a message, as torch's own indexing does.
+- The convolutions' backward is deterministic where torch.use_deterministic_algorithms() asks for it.
+- A pyramid has at most 8 levels.
 """
 
 from . import _library  # noqa: F401  (loads the operators; must come first)

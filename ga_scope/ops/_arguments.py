@@ -49,6 +49,12 @@ def keep_memory_format(output, like):
     return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def allow_tf32(inputs):
+    """Whether torch lets float32 products of these tensors round to tf32: its flag for CUDA matmuls."""
+    on_gpu = bool(inputs) and inputs[0].is_cuda and inputs[0].dtype == torch.float32
+    return on_gpu and torch.backends.cuda.matmul.allow_tf32
+
+
 def cast(tensor, dtype):
     """Casts as autocast does: float64 and integers are left alone."""
     if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:

@@ -70,6 +70,7 @@ def deform_conv2d(
         _arguments.pair(dilation, "dilation"),
         groups,
         _offset_groups(offsets, weight, offset_weight),
+        _arguments.allow_tf32(inputs),
     )
     return outputs[0] if single or locations is not None else outputs
 
@@ -98,7 +99,21 @@ def _shapes(input, weight, locations, stride, padding, dilation):
 
 
 @torch.library.register_fake("ga_scope::deform_conv2d")
-def _(input, offset, weight, bias, mask, offset_weight, locations, stride, padding, dilation, groups, offset_groups):
+def _(
+    input,
+    offset,
+    weight,
+    bias,
+    mask,
+    offset_weight,
+    locations,
+    stride,
+    padding,
+    dilation,
+    groups,
+    offset_groups,
+    allow_tf32,
+):
     shapes = _shapes(input, weight, locations, stride, padding, dilation)
     outputs = [input[0].new_empty(shape) for shape in shapes]
     if locations is not None:
@@ -122,6 +137,7 @@ def _(
     offset_groups,
     want_input,
     want_weight,
+    deterministic,
 ):
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
@@ -133,7 +149,7 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):
-    input, offset, weight, _, mask, offset_weight, locations, *settings = inputs
+    input, offset, weight, _, mask, offset_weight, locations, *settings, _ = inputs
     ctx.save_for_backward(*input, *offset, *mask, weight, offset_weight, locations)
     ctx.counts = len(input), len(offset), len(mask)
     ctx.settings = settings
@@ -147,7 +163,17 @@ def _backward(ctx, grad_output):
     mask, (weight, offset_weight, locations) = saved[:masks], saved[masks:]
     needs = ctx.needs_input_grad
     grad_input, grad_offset, grad_weight, grad_mask, grad_offset_weight = torch.ops.ga_scope.deform_conv2d_backward(
-        grad_output, input, offset, weight, mask, offset_weight, locations, *ctx.settings, any(needs[0]), needs[2]
+        grad_output,
+        input,
+        offset,
+        weight,
+        mask,
+        offset_weight,
+        locations,
+        *ctx.settings,
+        any(needs[0]),
+        needs[2],
+        torch.are_deterministic_algorithms_enabled(),
     )
     grad_bias = None
     if needs[3]:
@@ -162,6 +188,7 @@ def _backward(ctx, grad_output):
         grad_offset_weight if needs[5] else None,
         None,
         *[None] * len(ctx.settings),
+        None,
     )
 
 

@@ -38,7 +38,9 @@ def masked_conv2d(
         raise ValueError("masked_conv2d: mask, locations: expected exactly one of them")
     if mask is not None:
         locations = _locations_of(mask, inputs, weight, stride, padding, dilation)
-    rows = torch.ops.ga_scope.masked_conv2d(inputs, weight, bias, locations, stride, padding, dilation, groups)
+    rows = torch.ops.ga_scope.masked_conv2d(
+        inputs, weight, bias, locations, stride, padding, dilation, groups, _arguments.allow_tf32(inputs)
+    )
     if not dense:
         return rows
     maps = _to_maps(rows, locations, inputs, weight, stride, padding, dilation)
@@ -69,12 +71,24 @@ def _to_maps(rows, locations, inputs, weight, stride, padding, dilation):
 
 
 @torch.library.register_fake("ga_scope::masked_conv2d")
-def _(input, weight, bias, locations, stride, padding, dilation, groups):
+def _(input, weight, bias, locations, stride, padding, dilation, groups, allow_tf32):
     return weight.new_empty(locations.shape[0], weight.shape[0])
 
 
 @torch.library.register_fake("ga_scope::masked_conv2d_backward")
-def _(grad_output, input, weight, locations, stride, padding, dilation, groups, want_input, want_weight):
+def _(
+    grad_output,
+    input,
+    weight,
+    locations,
+    stride,
+    padding,
+    dilation,
+    groups,
+    want_input,
+    want_weight,
+    deterministic,
+):
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
         weight.new_empty(weight.shape),
@@ -82,7 +96,7 @@ def _(grad_output, input, weight, locations, stride, padding, dilation, groups, 
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, _, locations, *settings = inputs
+    input, weight, _, locations, *settings, _ = inputs
     ctx.save_for_backward(*input, weight, locations)
     ctx.settings = settings
 
@@ -91,7 +105,14 @@ def _backward(ctx, grad_output):
     *input, weight, locations = ctx.saved_tensors
     needs = ctx.needs_input_grad
     grad_input, grad_weight = torch.ops.ga_scope.masked_conv2d_backward(
-        grad_output, input, weight, locations, *ctx.settings, any(needs[0]), needs[1]
+        grad_output,
+        input,
+        weight,
+        locations,
+        *ctx.settings,
+        any(needs[0]),
+        needs[1],
+        torch.are_deterministic_algorithms_enabled(),
     )
     return (
         [grad if need else None for grad, need in zip(grad_input, needs[0], strict=True)],
@@ -99,6 +120,7 @@ def _backward(ctx, grad_output):
         grad_output.sum(0) if needs[2] else None,
         None,
         *[None] * len(ctx.settings),
+        None,
     )
 
 

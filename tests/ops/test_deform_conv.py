@@ -29,6 +29,7 @@ def random_positions(case, rows, modulated, dtype=torch.float64):
     return offset, mask
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("trial", range(40))
 def test_locations_equal_the_definition(trial):
     case = random_convolution()
@@ -41,6 +42,7 @@ def test_locations_equal_the_definition(trial):
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("trial", range(30))
 def test_dense_equals_locations(trial):
     """Dense maps of a pyramid, whatever the layout, are the rows of all locations; so are their gradients."""
@@ -71,6 +73,7 @@ def test_dense_equals_locations(trial):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("trial", range(30))
 def test_equals_torchvision(trial):
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -92,6 +95,7 @@ def test_equals_torchvision(trial):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_dtypes(dtype, tolerance, layout):
@@ -114,6 +118,7 @@ def test_dtypes(dtype, tolerance, layout):
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("device")
 def test_large_map_in_pieces():
     """A channels-first map above the scratch limit is transposed in blocks of channels; same numbers."""
     x = torch.randn(1, 96, 220, 260)
@@ -130,6 +135,7 @@ def test_large_map_in_pieces():
         torch.testing.assert_close(piecewise, whole, rtol=2e-4, atol=2e-4 * float(whole.abs().max()))
 
 
+@pytest.mark.usefixtures("device", "deterministic")
 @pytest.mark.parametrize("sparse", [False, True])
 def test_gradcheck(sparse):
     for _ in range(3):
@@ -151,6 +157,7 @@ def test_gradcheck(sparse):
         assert gradcheck(run, leaves)
 
 
+@pytest.mark.usefixtures("device")
 def test_offset_weight_equals_made_offsets():
     """Offsets on the fly from (dw, dh) are the offsets of a 1x1 convolution, gradients included."""
     for _ in range(5):
@@ -167,6 +174,7 @@ def test_offset_weight_equals_made_offsets():
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e9, 3.4e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wild_offsets_sample_zero(bad, dtype):
@@ -186,6 +194,7 @@ def test_wild_offsets_sample_zero(bad, dtype):
     assert (grads[1][:, 0::2][hit] == 0).all() and (grads[1][:, 1::2][hit] == 0).all()
 
 
+@pytest.mark.usefixtures("device")
 def test_positions_on_the_border():
     """At exactly -1 the sample is 0 and its gradient one-sided; at H - 1 it is the last row (as torchvision)."""
     x = torch.arange(6.0).view(1, 1, 2, 3) + 1
@@ -197,6 +206,7 @@ def test_positions_on_the_border():
         assert torch.autograd.grad(out, offset)[0][0, 0].item() == slope
 
 
+@pytest.mark.usefixtures("device")
 def test_empty_inputs_have_gradients():
     nowhere = torch.zeros(0, dtype=torch.int64)
     for images, locations in ((0, None), (0, nowhere), (2, nowhere)):
@@ -226,10 +236,10 @@ def test_same_numbers_on_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-def test_autocast():
+def test_autocast(device):
     x, weight = torch.randn(1, 8, 6, 6), torch.randn(4, 8, 3, 3)
     offset = torch.randn(1, 18, 6, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         out = deform_conv2d(x, offset, weight, padding=1)
     assert out.dtype == torch.bfloat16
     # Offsets are not rounded with the rest.

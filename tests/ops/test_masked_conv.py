@@ -13,6 +13,7 @@ def settings_of(case):
     return dict(**case.settings, groups=case.groups)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("trial", range(40))
 def test_rows_equal_the_dense_convolution(trial):
     case = random_convolution()
@@ -27,6 +28,7 @@ def test_rows_equal_the_dense_convolution(trial):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("images", [0, 1, 3])
 def test_mask_and_dense_output(images, fraction):
@@ -43,6 +45,7 @@ def test_mask_and_dense_output(images, fraction):
             assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+@pytest.mark.usefixtures("device", "deterministic")
 def test_gradcheck():
     for _ in range(4):
         case = random_convolution(images=2)
@@ -57,6 +60,7 @@ def test_gradcheck():
         assert gradcheck(run, leaves)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
 def test_dtypes(dtype, tolerance):
     case = random_convolution(images=2, levels=2)
@@ -119,6 +123,7 @@ def test_bad_arguments_are_named(change, message):
         masked_conv2d(**(dict(input=X, weight=W) | change))
 
 
+@pytest.mark.usefixtures("device")
 def test_random_order_does_not_matter():
     case = random_convolution(images=2, levels=3)
     order = torch.randperm(case.locations)

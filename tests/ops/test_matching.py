@@ -64,6 +64,7 @@ def viou_matrix(boxes, sizes, strides, shapes, offset=0.5):
     return torch.cat(parts)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("block", range(10))
 def test_viou_sampled_equals_the_matrix(block):
     """100 cases each; boxes on the border, outside, tiny and huge; any floor."""
@@ -80,6 +81,7 @@ def test_viou_sampled_equals_the_matrix(block):
         assert_match(match, overlaps, min_iou)
 
 
+@pytest.mark.usefixtures("device")
 def test_viou_exact_is_never_below_a_grid_search():
     """10,000 shapes per location: exact mode is at least as good everywhere, and not better than a finer search
     around its own optimum allows."""
@@ -98,6 +100,7 @@ def test_viou_exact_is_never_below_a_grid_search():
             assert (match.iou <= best * 1.15 + 0.02).all()
 
 
+@pytest.mark.usefixtures("device")
 def test_viou_exact_is_attained():
     """The four candidates of the proof, as anchors, reach the value that exact mode reports."""
     for _ in range(50):
@@ -123,6 +126,7 @@ def test_viou_exact_is_attained():
         torch.testing.assert_close(match.iou[kept], best, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("device")
 def test_viou_size_range():
     """With a size range the maximum is over the shapes of that range (grid search, per level)."""
     for _ in range(10):
@@ -138,6 +142,7 @@ def test_viou_size_range():
         assert (match.iou <= best * 1.08 + 0.02)[best > min_iou + 0.03].all()
 
 
+@pytest.mark.usefixtures("device")
 def test_floor_skips_nothing_that_reaches_it():
     """The bound of csrc/overlap.h: whatever min_iou is, the matches above it are those found without it."""
     for _ in range(60):
@@ -153,6 +158,7 @@ def test_floor_skips_nothing_that_reaches_it():
             assert torch.equal(pruned.gt_index, full.gt_index.masked_fill(full.gt_iou < floor, -1))
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_iou_match_equals_the_matrix(dtype):
     for _ in range(200):
@@ -183,6 +189,7 @@ def test_matching_is_the_same_on_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("block", range(5))
 def test_location_targets_equal_a_raster(block):
     """100 scenes each; whatever the order of the boxes."""
@@ -198,6 +205,7 @@ def test_location_targets_equal_a_raster(block):
             assert torch.equal(label, location_targets(shuffled, sizes, strides, center, ignore, sigma))
 
 
+@pytest.mark.usefixtures("device")
 def test_every_box_keeps_a_centre():
     sizes, strides = [(40, 40), (20, 20), (10, 10)], [4, 8, 16]
     for _ in range(200):
@@ -207,6 +215,7 @@ def test_every_box_keeps_a_centre():
         assert (location_targets(box, sizes, strides) == 1).any()
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("match", [viou_match, location_targets])
 def test_wild_boxes_match_nothing(match):
     inf, nan = math.inf, math.nan

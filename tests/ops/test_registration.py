@@ -1,5 +1,6 @@
 """The operators as citizens of torch: opcheck, torch.compile, torch.export, and the library itself."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -30,11 +31,11 @@ def sample_calls():
         dense_mask = [torch.rand(2, 18, *m.shape[2:], requires_grad=True) for m in maps]
         rows, mask = torch.randn(4, 36, requires_grad=True), torch.rand(4, 18, requires_grad=True)
         shape, matrix = torch.randn(4, 2, requires_grad=True), torch.randn(36, 2, requires_grad=True)
-        tail = (*PAIRS, 1, 2)
+        tail = (*PAIRS, 1, 2, False)
         yield OPS.deform_conv2d, (maps, dense_offset, weight, bias, dense_mask, None, None, *tail)
         yield OPS.deform_conv2d, (maps, [rows], weight, None, [mask], None, locations, *tail)
         yield OPS.deform_conv2d, (maps, [shape], weight, bias, [], matrix, locations, *tail)
-        yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1)
+        yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1, False)
     boxes = torch.tensor([[1.0, 2, 20, 30], [4, 4, 9, 9], [0, 0, 31, 31]])
     levels = [4, 2], [5, 3], [8.0, 16.0]
     yield OPS.viou_match, (boxes, [2, 1], *levels, None, None, 0.5, 0.0)
@@ -138,6 +139,13 @@ def test_export_with_dynamic_sizes(function):
     for size in ((12, 16), (9, 14), (20, 11)):
         again = arguments(function, size)
         torch.testing.assert_close(program.module()(*again), function(*again))
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+def test_torch_has_what_the_cuda_kernels_look_up():
+    """csrc/cuda/device_grid.h finds the current stream by name, in a library that torch has loaded."""
+    library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    assert library.aoti_torch_get_current_cuda_stream
 
 
 def run_python(code, **environment):

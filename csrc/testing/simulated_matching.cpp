@@ -1,0 +1,3 @@
+// The operators of cuda/matching.cu on the simulated grid, registered for CPU tensors in place of cpu/.
+#define GA_SCOPE_SIMULATED
+#include "../cuda/matching.cu"

@@ -1,0 +1,45 @@
+"""The CUDA kernels, tested without a GPU: the operators' tests in a process whose library runs the same kernel
+sources block by block, thread by thread, on the host (csrc/testing/simulated_grid.h)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Tests of the CPU library itself: its threads and instruction sets, and a map too large for a simulation.
+CPU_ONLY = "threads or instruction_set or capability or large_map"
+
+
+def run(stand_in, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(stand_in), "GA_SCOPE_CPU_CAPABILITY": ""}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=stand_in, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_stand_in_is_simulated(stand_in):
+    code = "import torch, ga_scope.ops; print(ga_scope.__file__, torch.ops.ga_scope.cpu_capability())"
+    result = run(stand_in, "-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "simulated CUDA grid" in result.stdout and str(stand_in) in result.stdout
+
+
+@pytest.mark.parametrize(
+    "file, selected",
+    [
+        ("ops/test_deform_conv.py", "test"),
+        ("ops/test_masked_conv.py", "test"),
+        ("ops/test_matching.py", "test"),
+        ("ops/test_wide_convolution.py", "test"),
+        ("ops/test_registration.py", "opcheck"),
+        ("on_grid/test_kernels.py", "test"),
+    ],
+)
+def test_operators_on_the_simulated_grid(stand_in, file, selected):
+    result = run(
+        stand_in, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}", "-m", "not gpu", "-k",
+        f"{selected} and not ({CPU_ONLY})",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout

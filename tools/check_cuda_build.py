@@ -1,0 +1,151 @@
+#!/usr/bin/env python
+"""Compiles the CUDA kernels for every architecture and fails on spilled registers or local memory.
+
+    python tools/check_cuda_build.py [--arch 80 90a ...] [--output benchmarks/results/cuda_build.txt]
+
+Needs a CUDA toolkit, no GPU. What the compiler reports is written as a table: registers, stack, spills and
+shared memory of each kernel on each architecture. Kernels that may use local memory are listed in ALLOWED, with
+the reason; anything else that does is an error.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
+
+ARCHITECTURES = ["80", "86", "89", "90", "90a"]
+TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# Kernel (a part of its name) -> why local memory is no surprise there, and how many bytes of stack at most.
+ALLOWED = {
+    "CheckLocations": ("the arguments of printf, of a location that is out of range", 24),
+}
+# A program, not a kernel: shared memory is asked for at launch, so the compiler does not report it.
+SHARED_SIZES = """
+#define GA_SCOPE_SIMULATED
+#include <cstdio>
+#include "cuda/fused_convolution.h"
+#include "cuda/matching_kernels.h"
+#include "cuda/tile_kernels.h"
+using namespace ga_scope;
+using namespace ga_scope::cuda;
+template <class Kernel>
+void print(const char* name) { std::printf("%s %zu\\n", name, sizeof(typename Kernel::Shared)); }
+int main() {
+  print<FusedConvolution<BFloat16, 128>>("FusedConvolution<c10::BFloat16,128>");
+  print<FusedConvolution<BFloat16, 64>>("FusedConvolution<c10::BFloat16,64>");
+  print<FusedConvolution<Half, 128>>("FusedConvolution<c10::Half,128>");
+  print<FusedConvolution<Half, 64>>("FusedConvolution<c10::Half,64>");
+  print<FusedConvolution<float, 128>>("FusedConvolution<float,128>");
+  print<FusedConvolution<float, 64>>("FusedConvolution<float,64>");
+  print<Match<float, FixedAnchors<float>>>("Match<float,FixedAnchors<float>>");
+  print<Match<float, VariableAnchors<float>>>("Match<float,VariableAnchors<float>>");
+  print<Match<double, FixedAnchors<double>>>("Match<double,FixedAnchors<double>>");
+  print<Match<double, VariableAnchors<double>>>("Match<double,VariableAnchors<double>>");
+  print<BackwardSamples<float>>("BackwardSamples<float>");
+  print<BackwardSamples<BFloat16>>("BackwardSamples<c10::BFloat16>");
+  print<BackwardSamples<Half>>("BackwardSamples<c10::Half>");
+  print<BackwardSamples<double>>("BackwardSamples<double>");
+}
+"""
+
+
+def run(command, **kwargs):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **kwargs)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def compile_report(nvcc, source, arch):
+    """What ptxas says about every kernel of a source: a list of (name, arch, registers, stack, stores, loads)."""
+    includes = [f"-I{path}" for path in include_paths("cpu")]
+    with tempfile.TemporaryDirectory() as directory:
+        target = ["-cubin", f"-arch=sm_{arch}", "-o", Path(directory) / "out.cubin"]
+        text = run([nvcc, "-std=c++20", "-O3", TARGET_FLAG, *includes, "-Xptxas", "-v", *target, source])
+    pattern = (
+        r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers"
+    )
+    return [
+        (name, arch, int(registers), int(stack), int(stores), int(loads))
+        for name, stack, stores, loads, registers in re.findall(pattern, text, re.DOTALL)
+    ]
+
+
+def short_name(mangled):
+    """ga_scope::cuda::run<Kernel>(Kernel) as Kernel, without namespaces of ours."""
+    name = run(["c++filt", mangled]).strip()
+    name = re.search(r"run<(.*)>\(", name).group(1)
+    return re.sub(r"ga_scope::cuda::|\(anonymous namespace\)::|\(int\)| ", "", name)
+
+
+def shared_sizes():
+    with tempfile.TemporaryDirectory() as directory:
+        source, program = Path(directory) / "sizes.cpp", Path(directory) / "sizes"
+        source.write_text(SHARED_SIZES)
+        includes = [f"-I{path}" for path in (ROOT / "csrc", *include_paths("cpu"))]
+        # Sizes alone are wanted: what the headers refer to of torch is not linked.
+        flags = ["-std=c++20", "-O1", TARGET_FLAG, "-Wl,--unresolved-symbols=ignore-all"]
+        run([os.environ.get("CXX", "c++"), *flags, *includes, source, "-o", program])
+        return {name: int(size) for name, size in (line.split() for line in run([program]).splitlines())}
+
+
+def complaint(name, stack, stores, loads):
+    for part, (_, most) in ALLOWED.items():
+        if part in name and stack <= most and not stores and not loads:
+            return ""
+    return "LOCAL MEMORY" if stack or stores or loads else ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, help=f"default: {' '.join(ARCHITECTURES)}")
+    parser.add_argument("--output", type=Path, help="also write the table here")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    toolkit = find_cuda_toolkit()
+    if toolkit is None:
+        sys.exit("no CUDA toolkit: put nvcc on PATH, or type CUDA_HOME=/usr/local/cuda before the command")
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    pairs = [(source, arch) for arch in args.arch for source in sources]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        reports = pool.map(lambda pair: compile_report(toolkit / "bin/nvcc", *pair), pairs)
+        rows = [row for report in reports for row in report]
+    names = {mangled: short_name(mangled) for mangled in {row[0] for row in rows}}
+    shared = shared_sizes()
+    lines, bad = [], 0
+    for mangled, arch, registers, stack, stores, loads in sorted(rows, key=lambda row: (names[row[0]], row[1])):
+        name = names[mangled]
+        problem = complaint(name, stack, stores, loads)
+        bad += bool(problem)
+        numbers = f"{registers:>9} {stack:>5} {stores:>6} {loads:>5} {shared.get(name, 0):>7}"
+        lines.append(f"{name:<60} sm_{arch:<4} {numbers}  {problem}")
+    title = (
+        f"CUDA {toolkit_version(toolkit)}, {len(rows)} kernels x architectures; stack, spills and shared memory "
+        "in bytes (shared: asked for at launch, per block)"
+    )
+    header = f"{'kernel':<60} {'arch':<7} {'registers':>9} {'stack':>5} {'stores':>6} {'loads':>5} {'shared':>7}"
+    reasons = [f"allowed: {part}: {reason}" for part, (reason, _) in ALLOWED.items()]
+    table = "\n".join([title, header, *(line.rstrip() for line in lines), *reasons]) + "\n"
+    print(table, end="")
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(table)
+    if len(rows) == 0:
+        sys.exit("no kernel was compiled")
+    if bad:
+        sys.exit(f"{bad} kernels use local memory that tools/check_cuda_build.py does not list")
+
+
+if __name__ == "__main__":
+    main()
