@@ -88,7 +88,7 @@ else
 fi
 
 # Operators on cuda against their definitions, torchvision and the CPU; gradcheck; opcheck; streams, devices, graphs.
-step operators 150 "$python" -m pytest -q --maxfail 20 -p no:cacheprovider -m gpu tests/ops
+step operators 200 "$python" -m pytest -q --durations 10 --maxfail 20 -p no:cacheprovider -m gpu tests/ops
 
 # Memory errors, races and uninitialised reads, on small shapes.
 if [ -n "$sanitizer" ]; then
