@@ -238,13 +238,13 @@ def raw_call():
     settings = [pair(), pair(), pair(), integers()]
     deformed = [[x], [rows], weight]
     calls = (
-        (OPS.deform_conv2d, [*deformed, None, [], None, locations, *settings, integers()]),
+        (OPS.deform_conv2d, [*deformed, None, [], None, locations, *settings, integers(), False]),
         (
             OPS.deform_conv2d_backward,
-            [[torch.randn(3, 2)], *deformed, [], None, locations, *settings, integers(), True, True],
+            [[torch.randn(3, 2)], *deformed, [], None, locations, *settings, integers(), True, True, False],
         ),
-        (OPS.masked_conv2d, [[x], weight, None, locations, *settings]),
-        (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, *settings, True, True]),
+        (OPS.masked_conv2d, [[x], weight, None, locations, *settings, False]),
+        (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, *settings, True, True, False]),
         (OPS.viou_match, [boxes, [integers()], [integers()], [integers()], [8.0], None, None, 0.5, 0.0]),
         (OPS.iou_match, [boxes, [integers()], boxes, [integers()]]),
         (OPS.location_targets, [boxes, [integers()], [integers()], [integers()], [8.0], 8.0, 0.2, 0.5]),
