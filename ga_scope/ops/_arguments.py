@@ -8,16 +8,24 @@ DISPATCH_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 def pair(value, name):
     """An int or a pair of ints as a list of two."""
-    values = [value, value] if isinstance(value, int) else list(value)
-    if len(values) != 2:
+    values = [value, value] if isinstance(value, int) else value
+    if not isinstance(values, (tuple, list)) or len(values) != 2:
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
-    return values
+    return list(values)
+
+
+def check_tensor(value, name):
+    """Raises TypeError where the argument is not a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
 def as_list(value, name):
     """A tensor or a sequence of tensors as a list; and whether it was a single tensor."""
     if isinstance(value, Tensor):
         return [value], True
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}: expected a tensor or a list of tensors, got {type(value).__name__}")
     values = list(value)
     for i, item in enumerate(values):
         if not isinstance(item, Tensor):
@@ -27,6 +35,7 @@ def as_list(value, name):
 
 def convolution_groups(channels, weight):
     """``groups`` follows from the weight's shape (C_out, C_in / groups, kh, kw), as in torchvision."""
+    check_tensor(weight, "weight")
     if weight.dim() != 4:
         raise RuntimeError(f"weight: expected a 4-D tensor, got shape {list(weight.shape)}")
     per_group = weight.shape[1]

@@ -78,8 +78,14 @@ def deform_conv2d(
 def _offset_groups(offsets, weight, offset_weight):
     if not offsets and offset_weight is None:
         raise RuntimeError("deform_conv2d: offset: expected at least one tensor, got none")
+    columns_of = offsets[0] if offset_weight is None else offset_weight
+    _arguments.check_tensor(columns_of, "offset_weight")
+    if columns_of.dim() < 2:
+        raise RuntimeError(f"deform_conv2d: offset: expected 2 or 4 dimensions, got shape {list(columns_of.shape)}")
     columns = offsets[0].shape[1] if offset_weight is None else offset_weight.shape[0]
     per_group = 2 * weight.shape[2] * weight.shape[3]
+    if per_group == 0:
+        raise RuntimeError(f"deform_conv2d: weight: expected a kernel of at least 1 x 1, got {list(weight.shape)}")
     if columns == 0 or columns % per_group:
         name = "offset" if offset_weight is None else "offset_weight"
         raise RuntimeError(

@@ -36,6 +36,10 @@ def masked_conv2d(
     )
     if (mask is None) == (locations is None):
         raise ValueError("masked_conv2d: mask, locations: expected exactly one of them")
+    if not inputs or inputs[0].dim() != 4:
+        got = list(inputs[0].shape) if inputs else "none"
+        raise RuntimeError(f"masked_conv2d: input: expected maps of shape [N, C, H, W], got {got}")
+    _arguments.convolution_groups(inputs[0].shape[1], weight)
     if mask is not None:
         locations = _locations_of(mask, inputs, weight, stride, padding, dilation)
     rows = torch.ops.ga_scope.masked_conv2d(
@@ -49,6 +53,8 @@ def masked_conv2d(
 
 def _locations_of(mask, inputs, weight, stride, padding, dilation):
     masks, _ = _arguments.as_list(mask, "mask")
+    if min(stride) < 1:
+        raise ValueError(f"masked_conv2d: stride: expected positive integers, got {stride}")
     if len(masks) != len(inputs):
         raise RuntimeError(f"masked_conv2d: mask: expected {len(inputs)} tensors, one per level, got {len(masks)}")
     for item, map in zip(masks, inputs, strict=True):

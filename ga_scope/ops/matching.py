@@ -97,6 +97,8 @@ def _concatenate(boxes, name):
 
 
 def _split_sizes(level_sizes):
+    if not all(isinstance(size, (tuple, list)) and len(size) == 2 for size in level_sizes):
+        raise ValueError(f"level_sizes: expected (height, width) of every level, got {level_sizes!r}")
     return [size[0] for size in level_sizes], [size[1] for size in level_sizes]
 
 
