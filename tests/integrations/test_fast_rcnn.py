@@ -181,3 +181,32 @@ def test_generator_and_loading_must_agree(shapes, dumped, tmp_path):
     mapper = Mapper(builtin.setup(config("fast_rcnn"), opts), training=False)
     with pytest.raises(DatasetError, match="expected proposals with the image"):
         mapper(load_dataset(f"val_{shapes.parent.name}")[0][0])
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    "zoo, opts",
+    [
+        ("COCO-Detection/faster_rcnn_R_50_FPN_1x", []),
+        (
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+            ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "4"],
+        ),
+    ],
+)
+def test_detectors_of_detectron2s_zoo_can_be_fine_tuned(zoo, opts):
+    """All that they have besides their RPN fits the model of the configuration, and that has nothing more."""
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model as build_detectron2
+
+    from ga_scope.integrations.detectron2 import run as d2
+
+    trained = model_zoo.get_config(f"{zoo}.yaml")
+    trained.MODEL.DEVICE = "cpu"
+    mine = str(ROOT / "configs" / "COCO-Detection" / "ga_finetune_R_50_FPN_3_epochs.yaml")
+    cfg = d2.setup(mine, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    theirs, ours = (
+        {k: v.shape for k, v in build_detectron2(c).state_dict().items() if not k.startswith("proposal_generator")}
+        for c in (trained, cfg)
+    )
+    assert theirs == ours
