@@ -1,6 +1,6 @@
 """Fast R-CNN on proposals from files, and fine-tuning: both engines, from the dump to the metrics."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +16,14 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
 from ga_scope.train import main
 
-from .conftest import overrides, randomise
+from .conftest import config, overrides, randomise, tool
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
-def config(name):
-    return str(ROOT / "configs" / "shapes" / f"{name}_R_18_FPN.yaml")
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train(name, engine, opts, *flags):
     return main(["--config-file", config(name), "--engine", engine, *flags, *opts])
-
-
-@pytest.fixture(scope="module")
-def random_rpn(shapes, tmp_path_factory):
-    """A GA-RPN with random weights, and options that make it give proposals."""
-    folder = tmp_path_factory.mktemp("rpn")
-    opts = overrides(shapes, folder, **{"MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD": 0.0})
-    model = randomise(build_model(builtin.setup(config("ga_rpn"), opts)))
-    torch.save({"model": to_detectron2(model.state_dict())}, folder / "rpn.pth")
-    return [*opts, "MODEL.WEIGHTS", str(folder / "rpn.pth")]
 
 
 @pytest.fixture(scope="module")
