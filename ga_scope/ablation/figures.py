@@ -33,7 +33,7 @@ def _read(record):
 
 def _save(figure, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight", pad_inches=0.06)
     plt.close(figure)
 
 
