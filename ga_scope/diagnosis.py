@@ -81,7 +81,7 @@ class Diagnosis:
         """
         pyramid = Pyramid.of(features, rpn.strides, rpn.cell_offset)
         hidden, logits, deltas = rpn.head.generate(pyramid, features)
-        active = rpn._active(pyramid, logits, rpn.selection)
+        active = rpn.active_locations(pyramid, logits, rpn.selection)
         probability = torch.ones(pyramid.locations) if logits is None else logits[0].float().sigmoid().cpu()
         on = torch.zeros(pyramid.locations)
         on[active.cpu()] = 1

@@ -1,21 +1,31 @@
 #!/usr/bin/env python3
-"""Repeats the Guided Anchoring paper's tables: ablate.py --table 4 --dataset shapes --seeds 0 1
+"""Repeats the Guided Anchoring paper's tables and figures.
+
+  ablate.py --table 4 5 --dataset shapes --seeds 0 1
+  ablate.py --figure 3 4 5 6 --dataset shapes
 
 Runs what is missing, one run at a time, each a command of its own that is printed; writes table_<name>.md and
-table_<name>.json after every run. Killed at any moment, it goes on with the run that was under way: from its
-beginning, so that the table is the same as without the interruption, or with --continue from its last checkpoint.
+table_<name>.json after every run, and figure_<name>.png. Killed at any moment, it goes on with the run that was under
+way: from its beginning, so that the table is the same as without the interruption, or with --continue from its last
+checkpoint.
 """
 
 import argparse
+import importlib
 import os
 import sys
 import time
 from pathlib import Path
 
+from ga_scope.ablation import figures
 from ga_scope.ablation.report import as_dict, as_json, as_markdown
 from ga_scope.ablation.runs import DATASETS, ROOT, RunFailed, Suite, write_atomically
-from ga_scope.ablation.tables import tables
-from ga_scope.config import ConfigError
+from ga_scope.ablation.tables import GA_RPN, RPN, tables
+from ga_scope.checkpoint import CheckpointError
+from ga_scope.config import ConfigError, per_level
+from ga_scope.data import load_dataset
+from ga_scope.data.coco import DatasetError
+from ga_scope.modeling.guided_anchoring import FixedShapes
 from ga_scope.train import ENGINES, choose_engine
 
 
@@ -59,12 +69,52 @@ def run_table(suite, name, table, seeds, only, report_only):
     print(f"{path.read_text()}\n-> {path}", flush=True)
 
 
+def predictor_of(suite, run, seed):
+    """A trained run's :class:`Predictor`."""
+    package = f"ga_scope.integrations.{suite.engine}"
+    weights = suite.folder(run, seed) / "model_final.pth"
+    opts = [*suite.opts, *(part for key, value in run.overrides.items() for part in (key, str(value)))]
+    cfg = importlib.import_module(f"{package}.run").setup(suite.config(run), [*opts, "MODEL.WEIGHTS", str(weights)])
+    return importlib.import_module(f"{package}.predictor").Predictor(cfg), cfg
+
+
+def draw_figure(suite, name, seed, images):
+    """Figure 3, 4, 5 or 6 of the first seed's RPN and GA-RPN, which are trained if they are not there."""
+    rows = [row for row in tables()["1"].rows if row.run in (RPN, GA_RPN)]
+    for run, s in ordered_runs(rows, [seed]):
+        if suite.result(run, s) is None:
+            print(f"python {' '.join(suite.command(run, s))}", flush=True)
+            suite.execute(run, s)
+    rpn, cfg = predictor_of(suite, RPN, seed)
+    guided, _ = predictor_of(suite, GA_RPN, seed)
+    records = load_dataset(DATASETS[suite.dataset][2])[0][:images]
+    with_objects = [r for r in records if sum(not a["iscrowd"] for a in r["annotations"]) >= 2]
+    path = suite.output / suite.dataset / f"figure_{name}.png"
+    if name == "3":
+        overlaps = {
+            "RPN": figures.proposal_overlaps(rpn, records),
+            "GA-RPN": figures.proposal_overlaps(guided, records),
+        }
+        figures.draw_overlaps(path, overlaps, len(records))
+    elif name == "4":
+        figures.draw_anchor_maps(path, guided, with_objects[:3])
+    elif name == "5":
+        figures.draw_proposals(path, {"RPN": rpn, "GA-RPN": guided}, with_objects[:4])
+    else:
+        anchors = cfg.MODEL.ANCHOR_GENERATOR
+        levels = len(cfg.MODEL.RPN.IN_FEATURES)
+        fixed = FixedShapes.of(*(per_level(anchors, key, levels) for key in ("SIZES", "ASPECT_RATIOS")))
+        sliding = fixed.level_sides.flatten(0, 1).numpy()
+        figures.draw_distributions(path, figures.anchor_statistics(guided, records), sliding)
+    print(f"-> {path}", flush=True)
+
+
 def main():
     known = tables()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--table", nargs="+", choices=[*known], required=True, help="of the paper; hyper: section 4.3's"
-    )
+    parser.add_argument("--table", nargs="+", choices=[*known], default=[], help="of the paper; hyper: section 4.3's")
+    parser.add_argument("--figure", nargs="+", choices=list("3456"), default=[], help="of the paper")
+    parser.add_argument("--images", type=int, default=150, help="for a figure, of the test set (default: 150)")
     parser.add_argument("--dataset", choices=DATASETS, default="shapes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows, by their labels")
@@ -76,6 +126,8 @@ def main():
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for every training, as SOLVER.MAX_ITER 100"
     )
     args = parser.parse_args()
+    if not args.table and not args.figure:
+        parser.error("expected --table or --figure")
     # Commands are printed, run and compared as from the repository's root.
     output = Path(os.path.relpath(args.output.resolve(), ROOT)) if args.output.is_relative_to(ROOT) else args.output
     suite = Suite(args.dataset, output, choose_engine(args.engine), tuple(args.opts), args.continue_runs)
@@ -86,13 +138,15 @@ def main():
             labels = ", ".join(repr(row.label) for row in table.rows)
             raise ConfigError(f"--rows: table {name} has {labels}; got {sorted(unknown)}")
         run_table(suite, name, table, args.seeds, args.rows, args.report)
+    for name in args.figure:
+        draw_figure(suite, name, args.seeds[0], args.images)
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
     try:
         main()
-    except (ConfigError, RunFailed) as error:
+    except (ConfigError, DatasetError, CheckpointError, RunFailed) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from here")

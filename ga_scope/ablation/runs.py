@@ -31,6 +31,7 @@ class Run:
         proposals: runs of kind ``dump`` for DATASETS.PROPOSAL_FILES_TRAIN and _TEST.
         kind: ``train`` (and evaluate), ``eval``, ``speed``, or ``dump`` of the proposals of ``split``.
         split: ``train`` or ``test``.
+        schedule: the end of the name of a configuration for COCO.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Run:
     proposals: "tuple[Run, Run] | None" = None
     kind: str = "train"
     split: str = "test"
+    schedule: str = "1x"
 
     def needs(self) -> list["Run"]:
         """The runs that must be done first."""
@@ -47,8 +49,8 @@ class Run:
 
 
 DATASETS = {
-    "coco": ("configs/COCO-Detection/{}_R_50_FPN_1x.yaml", "coco_2017_train", "coco_2017_val"),
-    "shapes": ("configs/shapes/{}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
+    "coco": ("configs/COCO-Detection/{config}_R_50_FPN_{schedule}.yaml", "coco_2017_train", "coco_2017_val"),
+    "shapes": ("configs/shapes/{config}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
 }
 
 
@@ -63,7 +65,7 @@ class Suite:
     continue_runs: bool = False
 
     def config(self, run: Run) -> str:
-        return DATASETS[self.dataset][0].format(run.config)
+        return DATASETS[self.dataset][0].format(config=run.config, schedule=run.schedule)
 
     def folder(self, run: Run, seed: int) -> Path:
         return self.output / self.dataset / run.name / f"seed{seed}"

@@ -48,7 +48,8 @@ def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names
     plt.close(figure)
 
 
-def _boxes(axis, boxes, colour, width=1.0, **style):
+def draw_boxes(axis, boxes, colour, width=1.0, **style):
+    """Outlines of boxes (K, 4) on an axis."""
     patches = [Rectangle((x1, y1), x2 - x1, y2 - y1) for x1, y1, x2, y2 in np.asarray(boxes).tolist()]
     axis.add_collection(PatchCollection(patches, facecolor="none", edgecolor=colour, linewidth=width, **style))
 
@@ -85,7 +86,7 @@ def _draw_anchors(axis, image, prediction, truth):
     for level in anchors.levels[order].unique().tolist():
         chosen = order[anchors.levels[order] == level]
         colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
-        _boxes(axis, anchors.boxes[chosen], colour, 0.7, alpha=0.7)
+        draw_boxes(axis, anchors.boxes[chosen], colour, 0.7, alpha=0.7)
         axis.plot([], [], color=colour, label=f"stride {anchors.strides[level]:.3g}")
     _legend(axis)
     total = len(anchors.scores)
@@ -95,15 +96,15 @@ def _draw_anchors(axis, image, prediction, truth):
 def _draw_proposals(axis, image, prediction, truth):
     boxes = prediction.proposals[:100]
     if truth is None:
-        _boxes(axis, boxes[:30], HIT, 0.8)
+        draw_boxes(axis, boxes[:30], HIT, 0.8)
         return f"{min(30, len(boxes))} best of {len(prediction.proposals)} proposals"
     truth = truth.float()
     match = iou_match(boxes.float(), truth) if len(boxes) else None
     found = match.gt_iou >= 0.5 if match else torch.zeros(len(truth), dtype=torch.bool)
-    _boxes(axis, truth[found], TRUTH, 1.6)
-    _boxes(axis, truth[~found], MISS, 1.6)
+    draw_boxes(axis, truth[found], TRUTH, 1.6)
+    draw_boxes(axis, truth[~found], MISS, 1.6)
     if match:
-        _boxes(axis, boxes[match.gt_index[found]], HIT, 1.0, linestyle="--")
+        draw_boxes(axis, boxes[match.gt_index[found]], HIT, 1.0, linestyle="--")
     for colour, label in ((TRUTH, "object, found"), (MISS, "object, missed"), (HIT, "its best proposal")):
         axis.plot([], [], color=colour, label=label)
     _legend(axis)
@@ -114,7 +115,7 @@ def _draw_detections(axis, image, prediction, truth, names, score_thresh):
     kept = prediction.scores >= score_thresh
     for box, score, label in zip(prediction.boxes[kept], prediction.scores[kept], prediction.classes[kept].tolist()):
         colour = LEVEL_COLOURS[label % len(LEVEL_COLOURS)]
-        _boxes(axis, box[None], colour, 1.4)
+        draw_boxes(axis, box[None], colour, 1.4)
         axis.text(
             float(box[0]), float(box[1]) - 1, f"{names[label]} {score:.2f}", fontsize=6, color="white",
             va="bottom", clip_on=True, bbox={"facecolor": colour, "alpha": 0.8, "pad": 0.8, "edgecolor": "none"},

@@ -1,11 +1,18 @@
 """A tiny dataset, configurations on it, and models of either engine with the same weights."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from ga_scope.data import make_shapes
+from ga_scope.integrations.torchvision import run as builtin
+from ga_scope.integrations.torchvision.checkpoint import to_detectron2
+from ga_scope.integrations.torchvision.models import build_model
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +79,26 @@ def randomise(model, seed=0):
             if "layer_blocks" in name or "extra_blocks.p6" in name:
                 value.div_(largest)
     return model
+
+
+def config(name):
+    """Of configs/shapes."""
+    return str(ROOT / "configs" / "shapes" / f"{name}_R_18_FPN.yaml")
+
+
+def tool(name):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def random_rpn(shapes, tmp_path_factory):
+    """A GA-RPN with random weights, and options that make it give proposals."""
+    folder = tmp_path_factory.mktemp("rpn")
+    opts = overrides(shapes, folder, **{"MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD": 0.0})
+    model = randomise(build_model(builtin.setup(config("ga_rpn"), opts)))
+    torch.save({"model": to_detectron2(model.state_dict())}, folder / "rpn.pth")
+    return [*opts, "MODEL.WEIGHTS", str(folder / "rpn.pth")]

@@ -1,6 +1,6 @@
 """Fast R-CNN on proposals from files, and fine-tuning: both engines, from the dump to the metrics."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -16,35 +16,14 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
 from ga_scope.train import main
 
-from .conftest import overrides, randomise
+from .conftest import config, overrides, randomise, tool
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
 
-def config(name):
-    return str(ROOT / "configs" / "shapes" / f"{name}_R_18_FPN.yaml")
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def train(name, engine, opts, *flags):
     return main(["--config-file", config(name), "--engine", engine, *flags, *opts])
-
-
-@pytest.fixture(scope="module")
-def random_rpn(shapes, tmp_path_factory):
-    """A GA-RPN with random weights, and options that make it give proposals."""
-    folder = tmp_path_factory.mktemp("rpn")
-    opts = overrides(shapes, folder, **{"MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD": 0.0})
-    model = randomise(build_model(builtin.setup(config("ga_rpn"), opts)))
-    torch.save({"model": to_detectron2(model.state_dict())}, folder / "rpn.pth")
-    return [*opts, "MODEL.WEIGHTS", str(folder / "rpn.pth")]
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +160,32 @@ def test_generator_and_loading_must_agree(shapes, dumped, tmp_path):
     mapper = Mapper(builtin.setup(config("fast_rcnn"), opts), training=False)
     with pytest.raises(DatasetError, match="expected proposals with the image"):
         mapper(load_dataset(f"val_{shapes.parent.name}")[0][0])
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(
+    "zoo, opts",
+    [
+        ("COCO-Detection/faster_rcnn_R_50_FPN_1x", []),
+        (
+            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+            ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "4"],
+        ),
+    ],
+)
+def test_detectors_of_detectron2s_zoo_can_be_fine_tuned(zoo, opts):
+    """All that they have besides their RPN fits the model of the configuration, and that has nothing more."""
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model as build_detectron2
+
+    from ga_scope.integrations.detectron2 import run as d2
+
+    trained = model_zoo.get_config(f"{zoo}.yaml")
+    trained.MODEL.DEVICE = "cpu"
+    mine = str(ROOT / "configs" / "COCO-Detection" / "ga_finetune_R_50_FPN_3_epochs.yaml")
+    cfg = d2.setup(mine, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+    theirs, ours = (
+        {k: v.shape for k, v in build_detectron2(c).state_dict().items() if not k.startswith("proposal_generator")}
+        for c in (trained, cfg)
+    )
+    assert theirs == ours

@@ -58,7 +58,9 @@ class AnchorGeneration(nn.Module):
         self.anchors_per_image: list[int] = []
         self.locations_per_image = 0
 
-    def _active(self, pyramid: Pyramid, location_logits: Tensor | None, selection: LocationSelection) -> Tensor:
+    def active_locations(
+        self, pyramid: Pyramid, location_logits: Tensor | None, selection: LocationSelection
+    ) -> Tensor:
         """The active locations (A,), all of them without a location branch; counts them."""
         if location_logits is None:
             active = torch.arange(pyramid.images * pyramid.locations, device=self._device)

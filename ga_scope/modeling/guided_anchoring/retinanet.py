@@ -173,7 +173,7 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
 
     @torch.no_grad()
     def _detections(self, pyramid, towers, location_logits, shape_deltas, image_sizes):
-        active = self._active(pyramid, location_logits, self.selection)
+        active = self.active_locations(pyramid, location_logits, self.selection)
         scores = self.head.classify(pyramid, towers, shape_deltas, active).float().sigmoid()
         place = active % pyramid.locations
         levels = pyramid.per_level(range(len(self.strides)), active.device, torch.int64)[place]

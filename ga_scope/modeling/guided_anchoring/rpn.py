@@ -98,7 +98,9 @@ class GuidedAnchorRPN(AnchorGeneration):
     # ---- proposals ------------------------------------------------------------------------------
 
     def _proposals(self, pyramid, features, location_logits, shape_deltas, image_sizes, sampled):
-        active = self._active(pyramid, location_logits, self.training_selection if self.training else self.selection)
+        active = self.active_locations(
+            pyramid, location_logits, self.training_selection if self.training else self.selection
+        )
         deltas = shape_deltas.flatten(0, 1)[active]
         logits, box_deltas = self.head.predict(features, deltas, active)
         anchors = self.shapes.decode(pyramid, deltas, active)

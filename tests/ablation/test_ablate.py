@@ -1,0 +1,189 @@
+"""tools/ablate.py: commands, results, what is run again and what not, and that kills change nothing."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ga_scope.ablation.report import as_dict, as_markdown
+from ga_scope.ablation.runs import Run, RunFailed, Suite
+from ga_scope.ablation.tables import AR, GA_RPN, RPN, Row, Table, tables
+from ga_scope.config import ConfigError
+from ga_scope.integrations.torchvision.models import build_model
+from ga_scope.integrations.torchvision.run import setup
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool():
+    spec = importlib.util.spec_from_file_location("ablate", ROOT / "tools" / "ablate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def all_runs():
+    return {run for table in tables().values() for run, _ in tool().ordered_runs(table.rows, [0])}
+
+
+def opts_of(suite, run):
+    command = suite.command(run, 0)
+    return command[command.index("--config-file") + 1], [p for k, v in run.overrides.items() for p in (k, str(v))]
+
+
+@pytest.mark.parametrize("dataset", ["coco", "shapes"])
+def test_every_row_is_a_model_that_builds(dataset, tmp_path):
+    suite, seen = Suite(dataset, tmp_path, "torchvision"), set()
+    for run in all_runs():
+        config, opts = opts_of(suite, run)
+        assert (ROOT / config).exists(), config
+        key = (config, *opts)
+        # Table 7 differs in numbers of the ROI heads only.
+        if run.kind == "train" and key not in seen and dataset == "shapes" and "fast_rcnn_" not in run.name:
+            seen.add(key)
+            build_model(setup(str(ROOT / config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts]))
+
+
+def test_the_papers_numbers():
+    """Spot checks of the transcription; every row has a number for each column."""
+    known = tables()
+    assert set(known) == {"1", "2", "3", "4", "5", "6", "7", "hyper"}
+    for table in known.values():
+        assert all(len(row.paper) == len(table.columns) for row in table.rows)
+    assert known["1"].rows[-1].paper == (59.2, 65.2, 68.5, 40.9, 67.8, 79.0)
+    assert [row.paper[0] for row in known["4"].rows] == [47.5, 48.0, 53.8, 54.0, 59.2, 56.1]
+    assert [row.paper[0] for row in known["6"].rows] == [51.7, 54.0, 57.2, 59.2]
+    assert known["7"].rows[-1].paper == (39.4, 59.3, 43.2)
+
+
+def test_needed_runs_come_first(tmp_path):
+    order = [run.name for run, _ in tool().ordered_runs(tables()["3"].rows, [0])]
+    for before, after in (
+        ("faster_rcnn", "finetune_rpn"),
+        ("ga_rpn", "ga_rpn_proposals_train"),
+        ("ga_rpn_proposals_train", "finetune_ga_rpn"),
+        ("ga_rpn_proposals_test", "finetune_ga_rpn"),
+    ):
+        assert order.index(before) < order.index(after)
+    assert len(order) == len(set(order))
+    command = Suite("shapes", tmp_path, "torchvision").command(tables()["3"].rows[2].run, 1)
+    weights = command[command.index("MODEL.WEIGHTS") + 1]
+    assert weights == str(tmp_path / "shapes" / "faster_rcnn" / "seed1" / "model_final.pth")
+    assert "DATASETS.PROPOSAL_FILES_TRAIN" in command
+
+
+class FakeSuite(Suite):
+    """Runs of a tenth of a second in place of trainings."""
+
+    def command(self, run, seed):
+        script = self.output / "fake.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(
+            "import sys, json, time, pathlib\n"
+            "out = pathlib.Path(sys.argv[1])\n"
+            "(out / 'metrics.json').write_text('{\"AR@10')\n"  # half-written first, as by a killed run
+            "time.sleep(0.1)\n"
+            "if sys.argv[3] == 'fails': sys.exit('broken on purpose')\n"
+            "value = (len(sys.argv[3]) + int(sys.argv[2])) / 100\n"
+            "(out / 'metrics.json').write_text(json.dumps({'AR@100': value, 'AR@300': None}))\n"
+        )
+        return [str(script), str(self.folder(run, seed)), str(seed), run.name]
+
+
+def fake_table(names):
+    return Table("Table X", {"AR100": "AR@100"}, [Row(n, Run(n, "rpn"), (50.0,)) for n in names])
+
+
+def test_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
+    suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
+    tool().run_table(suite, "x", table, [0, 1], None, False)
+    first = capsys.readouterr().out
+    assert "[1/4]" in first and "[4/4, about" in first
+    tool().run_table(suite, "x", table, [0, 1], None, False)
+    assert "[1/" not in capsys.readouterr().out
+    content = json.loads((tmp_path / "shapes" / "table_x.json").read_text())
+    assert content["rows"][1]["measured"] == {"AR100": [2.0, 3.0]} and content["rows"][1]["seeds"] == [0, 1]
+    text = (tmp_path / "shapes" / "table_x.md").read_text()
+    assert "| bb | 2.5 ± 0.7 | 0 1 | 50 |" in text and "fake.py" in text
+    result = tmp_path / "shapes" / "a" / "seed0" / "result.json"
+    stale = json.loads(result.read_text()) | {"command": ["something", "else"]}
+    result.write_text(json.dumps(stale))
+    tool().run_table(suite, "x", table, [0, 1], None, False)
+    assert "[1/1]" in capsys.readouterr().out
+
+
+def test_only_some_rows_and_report(tmp_path, capsys):
+    suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
+    tool().run_table(suite, "x", table, [0], None, True)
+    assert "| a | – | not run | 50 |" in capsys.readouterr().out
+    tool().run_table(suite, "x", table, [0], ["bb"], False)
+    out = capsys.readouterr().out
+    assert "[1/1]" in out and "| a | – | not run | 50 |" in out and "| bb | 2.0 | 0 | 50 |" in out
+
+
+def test_a_run_that_fails_is_named_with_its_log(tmp_path):
+    suite = FakeSuite("shapes", tmp_path, "torchvision")
+    with pytest.raises(RunFailed, match="fails: exit code 1; the end of .*log.txt:\nbroken on purpose"):
+        tool().run_table(suite, "x", fake_table(["fails"]), [0], None, False)
+    assert suite.result(Run("fails", "rpn"), 0) is None
+
+
+def test_kills_change_nothing(tmp_path):
+    """Killed five times at random moments, the finished table is that of a run in one go."""
+    names = ["a" * n for n in range(1, 9)]
+
+    def start(folder):
+        """The process id of a child that makes the table."""
+        child = os.fork()
+        if child == 0:
+            with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+                suite = FakeSuite("shapes", folder, "torchvision")
+                tool().run_table(suite, "x", fake_table(names), [0, 1], None, False)
+            os._exit(0)
+        return child
+
+    def running(child):
+        return os.waitpid(child, os.WNOHANG) == (0, 0)
+
+    def done(folder):
+        return len(list(folder.glob("shapes/*/seed*/result.json")))
+
+    killed, kills = tmp_path / "killed", 0
+    while kills < 5:
+        child, before = start(killed), done(killed)
+        while done(killed) == before:  # it is past its start
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.15))
+        assert running(child)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+    for folder in (killed, tmp_path / "whole"):
+        assert os.waitpid(start(folder), 0)[1] == 0
+    texts = [(tmp_path / f / "shapes" / "table_x.md").read_text().replace(f, "") for f in ("killed", "whole")]
+    assert texts[0] == texts[1] and done(killed) == 2 * len(names)
+    assert not list(killed.rglob("*.part"))
+
+
+def test_unknown_rows_are_named(tmp_path, monkeypatch):
+    arguments = ["ablate.py", "--table", "4", "--rows", "X", "--output", str(tmp_path), "--report"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(ConfigError, match=r"--rows: table 4 has 'none \(RPN\)', .*got \['X'\]"):
+        tool().main()
+
+
+def test_markdown_of_nothing_yet(tmp_path):
+    content = as_dict(
+        Suite("coco", tmp_path, "detectron2"), Table("T", AR, [Row("r", RPN, (1, 2, 3, 4, 5, None))]), [0]
+    )
+    text = as_markdown(content)
+    assert "| r | – | – | – | – | – | – | not run | 1 | 2 | 3 | 4 | 5 | – |" in text
+    assert "python train_net.py --config-file configs/COCO-Detection/rpn_R_50_FPN_1x.yaml --engine detectron2" in text
+    assert GA_RPN.name == "ga_rpn"

@@ -1,0 +1,44 @@
+"""The tools that run a trained model: explain.py and measure_speed.py, in both engines."""
+
+import json
+
+import pytest
+
+from ga_scope.config import ConfigError
+
+from .conftest import config, overrides, tool
+
+ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_explain(engine, shapes, random_rpn, tmp_path, capsys):
+    arguments = ["--config-file", config("ga_rpn"), "--engine", engine, "--dataset", f"val_{shapes.parent.name}"]
+    tool("explain").main([*arguments, "--limit", "4", "--output", str(tmp_path / "e.json"), *random_rpn])
+    printed, content = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
+    assert content["objects"] > 0 and f"{content['objects']} objects in 4 images" in printed
+    assert "recall by stage" in printed and content["suggestions"][0] in printed
+    # Every location is active here: what is reachable has its location.
+    assert content["active_fraction_per_level"] == [1] * 5
+    assert content["recall"]["reachable"] == content["recall"]["location"]
+
+
+def test_explain_needs_guided_anchors(shapes, tmp_path):
+    from ga_scope.integrations.torchvision.models import build_model
+    from ga_scope.integrations.torchvision.run import setup
+
+    class Predictor:
+        model, tap = build_model(setup(config("rpn"), overrides(shapes, tmp_path))), None
+
+    with pytest.raises(ConfigError, match="PROPOSAL_GENERATOR.NAME: expected GuidedAnchoringRPN"):
+        tool("explain").diagnose(Predictor, [])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_measure_speed(engine, random_rpn, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "speed.json"
+    arguments = ["--config-file", config("ga_rpn"), "--engine", engine, "--limit", "5", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["measure_speed.py", *arguments, *random_rpn])
+    tool("measure_speed").main()
+    speed = json.loads(output.read_text())["images_per_second"]
+    assert f"{speed:.1f} images / s" in capsys.readouterr().out and speed > 0
