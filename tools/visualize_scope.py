@@ -22,11 +22,11 @@ from ga_scope.visualization.scope import ScopeTap, draw_anchors, draw_scopes, dr
 
 
 def ground_truth(record):
-    """Boxes (G, 4) and classes (G,) of a dataset dict, without crowd regions."""
-    items = [a for a in record["annotations"] if not a["iscrowd"]]
-    boxes = torch.tensor([a["bbox"] for a in items], dtype=torch.float32).view(-1, 4)
+    """Boxes (G, 4) of a dataset dict, without crowd regions."""
+    boxes = [a["bbox"] for a in record["annotations"] if not a["iscrowd"]]
+    boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    return boxes, torch.tensor([a["category_id"] for a in items], dtype=torch.int64)
+    return boxes
 
 
 def main():
@@ -48,25 +48,25 @@ def main():
     records, categories = load_dataset(args.input)
     names = [category["name"] for category in categories]
     args.output.mkdir(parents=True, exist_ok=True)
-    ious, class_scores, box_scores, sizes, network_boxes = [], [], [], [], []
+    ious, sizes, network_boxes, scores = [], [], [], {"p_cls": [], "p_loc": [], "p_box": []}
     for index, record in enumerate(records):
-        boxes, classes = ground_truth(record)
+        boxes = ground_truth(record)
         predictor(record)
         height, width = tap.image_size
         sizes.append((height, width))
         network_boxes.append(boxes * torch.tensor([width / record["width"], height / record["height"]] * 2))
         scopes = tap.scopes(record["height"], record["width"])
-        ious.append(true_ious(scopes, boxes, classes))
-        class_scores.append(scopes.class_scores)
-        box_scores.append(scopes.scores)
+        ious.append(true_ious(scopes, boxes))
+        for values, of_image in zip(scores.values(), (scopes.class_scores, scopes.localization_scores, scopes.scores)):
+            values.append(of_image)
         if index < args.limit:
             with Image.open(record["file_name"]) as file:
                 image = ImageOps.exif_transpose(file).convert("RGB")
             path = args.output / f"{Path(record['file_name']).stem}.png"
             draw_scopes(path, image, scopes, tap.detector, boxes, names, args.score_thresh)
     draw_anchors(args.output / "anchors.png", tap.detector, learned_distances(tap.detector, sizes, network_boxes))
-    found = draw_scores(args.output / "scores.png", *(torch.cat(v) for v in (ious, class_scores, box_scores)))
-    print(f"rank correlation with the true IoU: p_cls {found[0]:.3f}, p_box {found[1]:.3f}")
+    found = draw_scores(args.output / "scores.png", torch.cat(ious), {k: torch.cat(v) for k, v in scores.items()})
+    print("rank correlation with the true IoU:", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     print(f"{min(args.limit, len(records))} pictures, anchors.png and scores.png in {args.output}")
 
 

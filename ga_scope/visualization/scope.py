@@ -2,7 +2,6 @@
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib
 
@@ -97,7 +96,7 @@ def draw_scopes(path, image, scopes: Scopes, detector: ScopeDetector, truth, nam
     axis.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     for box in [] if truth is None else truth:
         _box(axis, box, TRUTH, 1.0, linestyle="--")
-    for rank, index in enumerate(kept.tolist()):
+    for rank, index in reversed(list(enumerate(kept.tolist()))):  # the best on top
         colour = COLOURS[rank % len(COLOURS)] if rank < most else "#888888"
         _box(axis, scopes.boxes[index], colour, 1.6)
         axis.plot(*scopes.points[index].tolist(), "o", color=colour, markersize=3, markeredgecolor="white")
@@ -168,34 +167,38 @@ def draw_anchors(path, detector: ScopeDetector, distances: Tensor):
     plt.close(figure)
 
 
-def true_ious(scopes: Scopes, boxes: Tensor, classes: Tensor) -> Tensor:
-    """IoU (D,) of every detection with the best object of its class."""
-    found = torch.zeros(len(scopes.boxes))
-    for label in scopes.classes.unique():
-        of_class, objects = scopes.classes == label, boxes[classes == label]
-        if len(objects):
-            found[of_class] = iou_match(scopes.boxes[of_class].float(), objects.float()).iou
-    return found
+def true_ious(scopes: Scopes, boxes: Tensor) -> Tensor:
+    """IoU (D,) of every detection with the object that it fits best, of any class."""
+    if not len(boxes):
+        return torch.zeros(len(scopes.boxes))
+    return iou_match(scopes.boxes.float(), boxes.float()).iou
 
 
-def draw_scores(path, ious: Tensor, class_scores: Tensor, box_scores: Tensor) -> tuple[float, float]:
-    """Writes the true IoU of detections against both scores; returns the two rank correlations (Spearman)."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained", sharey=True)
-    correlations = []
-    for axis, scores, name in zip(axes, (class_scores, box_scores), ("p_cls", "p_box = p_cls · p_loc")):
-        correlations.append(_rank_correlation(scores, ious))
-        axis.scatter(scores, ious, s=4, alpha=0.3, linewidth=0, color="#1f77b4")
-        parts = [p for p in scores.argsort().chunk(10) if len(p)]
-        means = [scores[p].mean() for p in parts], [ious[p].mean() for p in parts]
+def draw_scores(path, ious: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:
+    """Writes the true IoU (D,) of detections against each score (D,); returns the rank correlations (Spearman)."""
+    size = (3.6 * len(scores), 3.4)
+    figure, axes = plt.subplots(1, len(scores), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    correlations = {}
+    for axis, (name, values) in zip(axes[0], scores.items()):
+        correlations[name] = rank_correlation(values, ious)
+        axis.scatter(values, ious, s=4, alpha=0.3, linewidth=0, color="#1f77b4")
+        parts = [p for p in values.argsort().chunk(10) if len(p)]
+        means = [values[p].mean() for p in parts], [ious[p].mean() for p in parts]
         axis.plot(*means, "o-", color="#d62728", markersize=3, label="mean of each tenth")
-        axis.set(xlabel=name, xlim=(0, 1), ylim=(0, 1), title=f"rank correlation {correlations[-1]:.3f}")
+        axis.set(xlabel=name, xlim=(0, 1), ylim=(0, 1), title=f"rank correlation {correlations[name]:.3f}")
         axis.legend(fontsize=7, frameon=False, loc="lower right")
-    axes[0].set_ylabel("IoU with the best object of the class")
-    figure.savefig(Path(path), dpi=110)
+    axes[0, 0].set_ylabel("IoU with the best object")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
-    return tuple(correlations)
+    return correlations
 
 
-def _rank_correlation(a, b):
-    ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
-    return float(torch.corrcoef(ranks)[0, 1]) if ranks.shape[1] > 1 else float("nan")
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's: equal values share the mean of their ranks. nan for fewer than two."""
+    if len(a) < 2:
+        return float("nan")
+    ranks = []
+    for values in (a, b):
+        _, group, count = values.unique(return_inverse=True, return_counts=True)
+        ranks.append((count.cumsum(0) - (count - 1) / 2)[group])
+    return float(torch.corrcoef(torch.stack(ranks).double())[0, 1])

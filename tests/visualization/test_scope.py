@@ -12,7 +12,7 @@ from ga_scope.integrations.torchvision.checkpoint import to_detectron2
 from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor
 from ga_scope.integrations.torchvision.run import setup
-from ga_scope.visualization.scope import Scopes, ScopeTap, learned_distances, true_ious
+from ga_scope.visualization.scope import Scopes, ScopeTap, learned_distances, rank_correlation, true_ious
 from tests.integrations.conftest import overrides, randomise, shapes  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -64,12 +64,20 @@ def test_scopes_need_a_scopenet():
         ScopeTap(torch.nn.Linear(1, 1))
 
 
-def test_true_ious_are_of_the_same_class():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 50, 60, 60]])
-    empty = torch.zeros(3)
-    scopes = Scopes(boxes, empty, torch.tensor([0, 1, 2]), empty, empty, empty, empty, empty)
-    found = true_ious(scopes, torch.tensor([[0.0, 0, 10, 5], [50, 50, 60, 60]]), torch.tensor([0, 2]))
-    assert found.tolist() == pytest.approx([0.5, 0.0, 1.0])
+def test_true_ious():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    scopes = Scopes(boxes, *[torch.zeros(3)] * 7)
+    found = true_ious(scopes, torch.tensor([[0.0, 0, 10, 5], [50, 50, 60, 60]]))
+    assert found.tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert true_ious(scopes, torch.zeros(0, 4)).tolist() == [0, 0, 0]
+
+
+def test_rank_correlation():
+    """Monotone is 1 whatever the shape. By hand: ranks (1, 2.5, 2.5, 4) and (1, 4, 2.5, 2.5)."""
+    x = torch.rand(50)
+    assert rank_correlation(x, x.exp()) == pytest.approx(1) and rank_correlation(x, -x) == pytest.approx(-1)
+    tied = rank_correlation(torch.tensor([1.0, 2, 2, 4]), torch.tensor([1.0, 3, 2, 2]))
+    assert tied == pytest.approx(2.25 / 4.5)
 
 
 def test_learned_distances():
