@@ -15,6 +15,7 @@ cp -r --parents ga_scope tests/__init__.py tests/ops build/asan
 rm -f build/asan/ga_scope/_operators*.so
 GA_SCOPE_WITH_CUDA=0 CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g1" LDFLAGS="-fsanitize=address" \
   "$python" setup.py -q build_ext --build-lib build/asan --build-temp build/asan/objects
-LD_PRELOAD=$(${CXX:-g++} -print-file-name=libasan.so) \
+# libstdc++ too: the sanitizer looks for its __cxa_throw when it starts, before the interpreter has loaded it.
+LD_PRELOAD="$(${CXX:-g++} -print-file-name=libasan.so) $(${CXX:-g++} -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/asan \
   bash -c "cd build/asan && exec \"\$0\" -W ignore -m tests.ops.fuzz $calls" "$(realpath -s "$python")"

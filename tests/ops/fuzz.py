@@ -260,7 +260,7 @@ def one_call():
         operator, arguments = raw_call()
         try:
             operator(*arguments)
-        except REFUSALS as error:
+        except (*REFUSALS, AttributeError) as error:  # torch hands None for a tensor on to a fake kernel
             check(str(error), "an empty message")
             return "refused"
         return "accepted"
