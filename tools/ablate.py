@@ -22,10 +22,11 @@ from ga_scope.ablation.report import as_dict, as_json, as_markdown
 from ga_scope.ablation.runs import DATASETS, ROOT, RunFailed, Suite, write_atomically
 from ga_scope.ablation.tables import GA_RPN, RPN, tables
 from ga_scope.checkpoint import CheckpointError
-from ga_scope.config import ConfigError, per_level
+from ga_scope.config import ConfigError
 from ga_scope.data import load_dataset
 from ga_scope.data.coco import DatasetError
 from ga_scope.modeling.guided_anchoring import FixedShapes
+from ga_scope.models import per_level
 from ga_scope.train import ENGINES, choose_engine
 
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from ga_scope.config import ConfigError, build_guided_anchor_rpn
+from ga_scope.config import ConfigError
 from ga_scope.integrations.torchvision.config import get_cfg
 from ga_scope.modeling.guided_anchoring.losses import center_loss
+from ga_scope.models import build_guided_anchor_rpn
 
 STRIDES, SIZE, C = (4, 8, 16, 32, 64), (64, 96), 16
 GA = "MODEL.GUIDED_ANCHORING."

@@ -3,8 +3,8 @@
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 
-from ...config import build_guided_anchor_retinanet
 from ...modeling.guided_anchoring import GuidedAnchorRetinaNet
+from ...models import build_guided_anchor_retinanet
 from .one_stage import OneStageDetector, channels_and_strides
 
 

@@ -8,10 +8,11 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from ...config import ConfigError, build_guided_anchor_rpn, build_staged_rpn
+from ...config import ConfigError
 from ...modeling import staged_rpn
 from ...modeling.guided_anchoring import GuidedAnchorRPN
 from ...modeling.proposals import Proposals
+from ...models import build_guided_anchor_rpn, build_staged_rpn
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()

@@ -6,8 +6,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone,
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
-from ...config import build_scope_detector
 from ...modeling.scope import ScopeDetector
+from ...models import build_scope_detector
 from .one_stage import OneStageDetector, channels_and_strides
 
 

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from ...config import build_guided_anchor_retinanet, per_level
 from ...modeling.box_coding import BoxCoder
 from ...modeling.detections import Detections, select_candidates, select_detections
 from ...modeling.guided_anchoring.anchors import FixedShapes
 from ...modeling.losses import sigmoid_focal_loss, smooth_l1_loss
 from ...modeling.pyramid import Pyramid
 from ...modeling.sampling import IGNORED, POSITIVE, label_matches
+from ...models import build_guided_anchor_retinanet, per_level
 from ...ops import iou_match
 from .backbone import STRIDES, build_backbone
 from .detector import OneStageDetector

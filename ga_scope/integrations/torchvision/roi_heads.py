@@ -114,7 +114,7 @@ def build_roi_heads(cfg, channels: int) -> FastRCNNHeads:
     heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
     high_quality = heads.NAME == "GuidedAnchoringROIHeads"
     threshold = heads.IOU_THRESHOLDS[0]
-    return FastRCNNHeads(
+    roi_heads = FastRCNNHeads(
         smooth_l1_beta=box.SMOOTH_L1_BETA,
         box_loss_weight=box.BBOX_REG_LOSS_WEIGHT,
         proposals_per_image=heads.PROPOSALS_PER_IMAGE if high_quality else 0,
@@ -130,3 +130,17 @@ def build_roi_heads(cfg, channels: int) -> FastRCNNHeads:
         nms_thresh=heads.NMS_THRESH_TEST,
         detections_per_img=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
+    _initialise(roi_heads)
+    return roi_heads
+
+
+def _initialise(roi_heads: FastRCNNHeads):
+    """As detectron2: Xavier for the hidden layers, small normal weights for the last. torchvision's default learns
+    the classes more slowly."""
+    head, predictor = roi_heads.box_head, roi_heads.box_predictor
+    for layer in (head.fc6, head.fc7):
+        torch.nn.init.kaiming_uniform_(layer.weight, a=1)
+    torch.nn.init.normal_(predictor.cls_score.weight, std=0.01)
+    torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
+    for layer in (head.fc6, head.fc7, predictor.cls_score, predictor.bbox_pred):
+        torch.nn.init.zeros_(layer.bias)

@@ -7,11 +7,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ...config import build_guided_anchor_rpn, build_staged_rpn, per_level
 from ...modeling.guided_anchoring import GuidedAnchorRPN
 from ...modeling.losses import smooth_l1_loss
 from ...modeling.proposals import Proposals
 from ...modeling.staged_rpn import StagedRPN
+from ...models import build_guided_anchor_rpn, build_staged_rpn, per_level
 from .backbone import STRIDES, stage_channels
 
 # A proposal generator here is called with the features {name: (N, C, H, W)}, the padded images' ImageList,

@@ -1,6 +1,6 @@
 """ScopeNet in the built-in engine."""
 
-from ...config import build_scope_detector
+from ...models import build_scope_detector
 from .backbone import STRIDES, build_backbone
 from .detector import OneStageDetector
 
