@@ -46,6 +46,8 @@ def convolution_groups(channels, weight):
 
 def output_size(size, weight, stride, padding, dilation):
     """The output's (H, W) of a convolution over a map of the given (H, W)."""
+    if min(stride) < 1:
+        raise RuntimeError(f"stride: expected two integers from 1 to 2^30, got {list(stride)}")
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, weight.shape[2:], stride, padding, dilation, strict=True)
