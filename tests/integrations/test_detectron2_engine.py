@@ -194,7 +194,7 @@ def test_overfits_four_images(model, shapes, four_images, tmp_path):
         shapes, tmp_path,
         **{
             "DATASETS.REGISTER": [[name, str(four_images), str(shapes / "train")]],
-            "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 250, "SOLVER.WARMUP_ITERS": 20,
+            "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 180, "SOLVER.WARMUP_ITERS": 20,
             "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
         },
     )  # fmt: skip

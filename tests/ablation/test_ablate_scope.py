@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[1] / "tools" / "ablate_scope.py"
+TOOL = Path(__file__).parents[2] / "tools" / "ablate_scope.py"
 
 
 @pytest.fixture
