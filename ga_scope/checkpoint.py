@@ -1,6 +1,7 @@
 """Checkpoints that do not fit are errors that name the file and the parameters. For either engine's checkpointer."""
 
 import logging
+import re
 
 logger = logging.getLogger(__name__)
 
@@ -51,3 +52,18 @@ class CheckedLoading:
 def _some(items, most=3):
     more = f", and {len(items) - most} more" if len(items) > most else ""
     return "; ".join(items[:most]) + more
+
+
+def renamed(name: str, table) -> str | None:
+    """The name of a parameter elsewhere, None where no row fits.
+
+    ``table`` holds (regular expression of the whole name, what becomes of it): groups as in :func:`re.sub`, and
+    sums of two digits in braces, as in ``res{\\1+1}``.
+    """
+    for pattern, template in table:
+        match = re.fullmatch(pattern, name)
+        if match:
+            return re.sub(
+                r"\{(\d)\+(\d)\}", lambda digits: str(int(digits[1]) + int(digits[2])), match.expand(template)
+            )
+    return None

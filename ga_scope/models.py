@@ -50,6 +50,24 @@ def _generation_arguments(cfg, levels: int) -> dict:
     }
 
 
+def _rpn_arguments(cfg) -> dict:
+    """What every region proposal network takes from MODEL.RPN."""
+    rpn = cfg.MODEL.RPN
+    return {
+        "box_coder": BoxCoder(rpn.BBOX_REG_WEIGHTS),
+        "iou_thresholds": rpn.IOU_THRESHOLDS,
+        "per_image": rpn.BATCH_SIZE_PER_IMAGE,
+        "positive_fraction": rpn.POSITIVE_FRACTION,
+        "smooth_l1_beta": rpn.SMOOTH_L1_BETA,
+        "objectness_weight": rpn.LOSS_WEIGHT,
+        "box_weight": rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
+        "pre_nms_topk": (rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
+        "post_nms_topk": (rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
+        "nms_thresh": rpn.NMS_THRESH,
+        "min_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+    }
+
+
 def build_guided_anchor_rpn(cfg, channels: int, strides):
     """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRPN` of a configuration."""
     ga, rpn = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RPN
@@ -73,20 +91,10 @@ def build_guided_anchor_rpn(cfg, channels: int, strides):
         head,
         strides,
         training_selection=LocationSelection(ga.LOCATION.THRESHOLD, rpn.PRE_NMS_TOPK_TRAIN),
-        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
-        iou_thresholds=rpn.IOU_THRESHOLDS,
         low_quality_iou=ga.LOW_QUALITY_IOU,
-        per_image=rpn.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=rpn.POSITIVE_FRACTION,
-        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
-        objectness_weight=rpn.LOSS_WEIGHT,
-        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
-        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
-        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
-        nms_thresh=rpn.NMS_THRESH,
-        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
         # GA-RPN alone makes no use of proposals while it trains.
         proposals_in_training=cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork",
+        **_rpn_arguments(cfg),
         **generation,
     )
 
@@ -96,7 +104,7 @@ def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
 
     ``before_fpn`` are the widths of the features MODEL.STAGED_RPN.BEFORE_FPN.
     """
-    rpn, staged = cfg.MODEL.RPN, cfg.MODEL.STAGED_RPN
+    staged = cfg.MODEL.STAGED_RPN
     sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
     shapes = FixedShapes.of(sizes, ratios)
     if before_fpn and staged.STAGES != 2:
@@ -107,17 +115,7 @@ def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
         shapes,
         objectness_loss=staged.OBJECTNESS_LOSS,
         box_loss=staged.BOX_LOSS,
-        box_coder=BoxCoder(rpn.BBOX_REG_WEIGHTS),
-        iou_thresholds=rpn.IOU_THRESHOLDS,
-        per_image=rpn.BATCH_SIZE_PER_IMAGE,
-        positive_fraction=rpn.POSITIVE_FRACTION,
-        smooth_l1_beta=rpn.SMOOTH_L1_BETA,
-        objectness_weight=rpn.LOSS_WEIGHT,
-        box_weight=rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT,
-        pre_nms_topk=(rpn.PRE_NMS_TOPK_TRAIN, rpn.PRE_NMS_TOPK_TEST),
-        post_nms_topk=(rpn.POST_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TEST),
-        nms_thresh=rpn.NMS_THRESH,
-        min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+        **_rpn_arguments(cfg),
     )
 
 

@@ -11,10 +11,11 @@ PIXEL_STD.
 """
 
 import argparse
-import re
 import sys
 
 import torch
+
+from ga_scope.checkpoint import renamed
 
 # (MMDetection's name, detectron2's name), sums in braces.
 NAMES = [
@@ -39,11 +40,10 @@ NAMES = [
 
 
 def detectron2_name(name: str) -> str:
-    for theirs, ours in NAMES:
-        match = re.fullmatch(theirs, name)
-        if match:
-            return re.sub(r"\{(\d)\+(\d)\}", lambda sum: str(int(sum[1]) + int(sum[2])), match.expand(ours))
-    raise ValueError(f"{name}: no parameter of a GA-RPN or GA-Faster R-CNN")
+    ours = renamed(name, NAMES)
+    if ours is None:
+        raise ValueError(f"{name}: no parameter of a GA-RPN or GA-Faster R-CNN")
+    return ours
 
 
 def convert(state: dict, complement: bool = False) -> dict:

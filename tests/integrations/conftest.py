@@ -59,6 +59,21 @@ def overrides(shapes, output, **more):
     return [part for key, value in settings.items() for part in (key, value if isinstance(value, str) else repr(value))]
 
 
+def overfitting(shapes, four_images, output):
+    """Overrides that train and test on the same four images."""
+    name = f"four_{output.name}"
+    settings = {
+        "DATASETS.REGISTER": [[name, str(four_images), str(shapes / "train")]],
+        "DATASETS.TRAIN": (name,),
+        "DATASETS.TEST": (name,),
+        "INPUT.RANDOM_FLIP": "none",
+        "SOLVER.MAX_ITER": 180,
+        "SOLVER.WARMUP_ITERS": 20,
+        "SOLVER.CHECKPOINT_PERIOD": 1000,
+    }
+    return overrides(shapes, output, **settings)
+
+
 def randomise(model, seed=0):
     """Weights, statistics and biases at which every part of the model has something to say."""
     generator = torch.Generator().manual_seed(seed)

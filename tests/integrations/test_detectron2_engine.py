@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import overrides
+from .conftest import overfitting, overrides
 from .test_torchvision_engine import TRAINABLE
 
 pytestmark = pytest.mark.detectron2
@@ -189,16 +189,7 @@ def test_heads_use_the_best_proposals_only():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
-    name = f"four_{tmp_path.name}"
-    opts = overrides(
-        shapes, tmp_path,
-        **{
-            "DATASETS.REGISTER": [[name, str(four_images), str(shapes / "train")]],
-            "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 180, "SOLVER.WARMUP_ITERS": 20,
-            "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
-        },
-    )  # fmt: skip
-    (metrics,) = run(model, opts).values()
+    (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics
 
 

@@ -17,7 +17,7 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.run import load_model, setup
 from ga_scope.train import main
 
-from .conftest import overrides, randomise
+from .conftest import overfitting, overrides, randomise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [p.stem for p in sorted((CONFIGS / "shapes").glob("[!B]*.yaml"))]
@@ -101,16 +101,7 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
-    name = f"four_{tmp_path.name}"
-    opts = overrides(
-        shapes, tmp_path,
-        **{
-            "DATASETS.REGISTER": [[name, str(four_images), str(shapes / "train")]],
-            "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,), "SOLVER.MAX_ITER": 180, "SOLVER.WARMUP_ITERS": 20,
-            "INPUT.RANDOM_FLIP": "none", "SOLVER.CHECKPOINT_PERIOD": 1000,
-        },
-    )  # fmt: skip
-    (metrics,) = run(model, opts).values()
+    (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics
 
 

@@ -9,7 +9,7 @@ import re
 import torch
 from fvcore.common.checkpoint import Checkpointer
 
-from ...checkpoint import CheckedLoading
+from ...checkpoint import CheckedLoading, renamed
 from . import zoo
 
 # (torchvision's name, detectron2's name): a regular expression, and what becomes of it, with sums in braces.
@@ -39,11 +39,7 @@ _NAMES = [
 
 def detectron2_name(name: str) -> str:
     """detectron2's name of a parameter of the built-in engine's model."""
-    for ours, theirs in _NAMES:
-        match = re.fullmatch(ours, name)
-        if match:
-            return re.sub(r"\{(\d)\+(\d)\}", lambda m: str(int(m[1]) + int(m[2])), match.expand(theirs))
-    return name
+    return renamed(name, _NAMES) or name
 
 
 def _reordered(name, value, background_first):
