@@ -45,8 +45,9 @@ scopenet-demo: install
 	$(PY) tools/visualize_scope.py --config-file $(SCOPENET_CONFIG) \
 	  --input shapes_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
 
+# A process per core, up to eight; files whole, since their tests share what they train and build.
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 bench: install
 	$(PY) -m benchmarks --csv output/bench.csv

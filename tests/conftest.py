@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import os
 import random
 import zlib
 
@@ -14,6 +15,15 @@ NEEDS = {
     "detectron2": (importlib.util.find_spec("detectron2") is not None, "detectron2 is not installed"),
     "gpu": (torch.cuda.is_available(), "no CUDA device"),
 }
+
+
+def pytest_configure():
+    """pytest-xdist's processes share the cores, and the commands that tests start do, too."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        threads = max(1, os.cpu_count() // processes)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items):
