@@ -99,7 +99,7 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
+@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "ga_retinanet_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
     (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics
