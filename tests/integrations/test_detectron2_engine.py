@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import overfitting, overrides
+from .conftest import STEPS, assert_learns, overfitting, overrides
 from .test_torchvision_engine import TRAINABLE
 
 pytestmark = pytest.mark.detectron2
@@ -26,8 +26,9 @@ def run(name, opts, *flags):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_train_and_evaluate(name, shapes, tmp_path, capsys):
-    run(name, overrides(shapes, tmp_path))
+def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
+    run(name, overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": STEPS}))
+    assert_learns(losses)
     assert capsys.readouterr().out.startswith("engine: detectron2 0.")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100"):
