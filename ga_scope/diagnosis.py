@@ -166,13 +166,11 @@ class Diagnosis:
             "or compare their sizes with the levels' below."
         )
         add(recall["reachable"] - recall["location"], f"have no active location that could cover them. {remedy}")
-        low, high = np.percentile(sides, [5, 95])
+        best_box = np.maximum(self.overlaps["anchor"], self.overlaps["proposal"])
+        misshapen = (np.array(self.overlaps["location"]) >= iou) & (best_box < iou)
         add(
             recall["location"] - max(recall["anchor"], recall["proposal"]),  # box regression may bring them back
-            "have an active location, but its anchor has another shape: the shape branch has not learned it. "
-            f"Objects have sides of {low:.0f} to {high:.0f} px in the network, the levels' base sides are "
-            f"{', '.join(f'{s:g}' for s in self.base_sides)} px: if they lie apart, change "
-            "MODEL.GUIDED_ANCHORING.SIGMA; else train longer or raise MODEL.GUIDED_ANCHORING.SHAPE.LOSS_WEIGHT.",
+            f"have an active location, but no anchor there fits them. {self._shape_advice(sides[misshapen])}",
         )
         add(
             recall["anchor"] - recall["proposal"],
@@ -199,18 +197,42 @@ class Diagnosis:
             )
         return texts or ["Nothing stands out: every stage keeps what the one before it had."]
 
+    def _shape_advice(self, sides: np.ndarray) -> str:
+        """For objects of these sides (in the network's pixels), whose anchors have another shape."""
+        if not len(sides):
+            return ""
+        typical, smallest, largest = np.median(sides), self.base_sides[0], self.base_sides[-1]
+        seen = f"Their median side is {typical:.0f} px in the network"
+        if typical < smallest / np.sqrt(2):
+            return (
+                f"{seen}, smaller than the anchors that the finest level starts from ({smallest:g} px): lower "
+                "MODEL.GUIDED_ANCHORING.SIGMA or enlarge the images (INPUT.MIN_SIZE_TRAIN, INPUT.MIN_SIZE_TEST)."
+            )
+        if typical > largest * np.sqrt(2):
+            return (
+                f"{seen}, larger than the anchors that the coarsest level starts from ({largest:g} px): raise "
+                "MODEL.GUIDED_ANCHORING.SIGMA or add a coarser level to MODEL.RPN.IN_FEATURES."
+            )
+        return (
+            f"{seen}, a size that the levels are made for, so the shape branch has not learned them: train longer, or "
+            "raise MODEL.GUIDED_ANCHORING.SHAPE.LOSS_WEIGHT."
+        )
+
     def text(self, iou: float = 0.5) -> str:
         """Tables, a histogram and the suggestions."""
         content = self.as_dict(iou)
-        lines = [f"{content['objects']} objects in {len(self.active)} images, found if the IoU is at least {iou:g}", ""]
-        lines.append("active locations per level: ")
+        lines = [f"{content['objects']} objects in {len(self.active)} images; found: IoU of at least {iou:g}", ""]
+        lines.append("active locations, by the side of the anchors that a level starts from:")
         for base, share in zip(self.base_sides, content["active_fraction_per_level"]):
-            lines.append(f"  base side {base:6g} px  {100 * share:5.1f} %  {'#' * round(40 * share)}")
-        lines += ["", f"{'recall by stage':<16}" + "".join(f"{size:>9}" for size in ("all", *SIZES))]
+            lines.append(f"  {base:6g} px  {100 * share:5.1f} %  {'#' * round(40 * share)}")
+        limits = ", ".join(f"{name} below {high:g} px" for name, (_, high) in SIZES.items() if high < float("inf"))
+        lines += ["", f"objects found at each stage, by their size in the image file ({limits}):"]
+        lines += [f"{'':<16}" + "".join(f"{size:>9}" for size in ("all", *SIZES))]
         for stage, values in content["recall"].items():
             cells = "".join("        –" if np.isnan(v) else f"{100 * v:8.1f}%" for v in values.values())
             lines.append(f"  {stage:<14}{cells}   {MEANING[stage]}")
-        lines += ["", "best overlap of each object, by an active location's best box (vIoU) and by an anchor:"]
+        lines += ["", "number of objects by their best overlap (IoU) with"]
+        lines.append(f"{'':11}{'any box at an active location':<32}an anchor there")
         histogram, most = content["histogram"], max(max(content["histogram"][s]) for s in ("location", "anchor"))
         for i in range(10):
             bars = "  ".join(

@@ -24,11 +24,14 @@ def test_exact_viou_is_the_maximum_over_all_sizes():
     assert best[0] == 1 and best[-1] < 0.05
 
 
-def filled(active=((0.1, 0.2),), topk=100, proposals=5, lower=None, **overlaps):
+SIDES = [10.0] * 5 + [100.0] * 5
+
+
+def filled(active=((0.1, 0.2),), topk=100, proposals=5, lower=None, sides=SIDES, **overlaps):
     """A diagnosis of ten objects with given overlaps per stage; stages that are left out are perfect."""
     found = Diagnosis([32.0, 64.0], 0.05, topk)
     found.active = [list(levels) for levels in active]
-    found.sides = found.file_sides = [10.0] * 5 + [100.0] * 5
+    found.sides = found.file_sides = sides
     for stage in STAGES:
         found.overlaps[stage] = list(overlaps.get(stage.replace(" ", "_"), [0.9] * 10))
     found.with_lower_threshold = list(lower or found.overlaps["location"])
@@ -58,7 +61,11 @@ def test_recall_by_stage_and_size():
         ({"location": LOST, "anchor": LOST, "proposal": LOST, "after_NMS": LOST, "lower": [0.9] * 10},
          "LOCATION.THRESHOLD 0.01 instead of 0.05 40 % would come back"),
         ({"location": LOST, "anchor": LOST, "proposal": LOST, "after_NMS": LOST}, "A lower threshold does not bring"),
-        ({"anchor": LOST, "proposal": LOST, "after_NMS": LOST}, "MODEL.GUIDED_ANCHORING.SIGMA"),
+        ({"anchor": LOST, "proposal": LOST, "after_NMS": LOST},
+         r"median side is 10 px .*smaller than .*\(32 px\): lower MODEL.GUIDED_ANCHORING.SIGMA"),
+        ({"anchor": LOST[::-1], "proposal": LOST[::-1], "after_NMS": LOST[::-1]},
+         r"median side is 100 px .*larger than .*\(64 px\): raise MODEL.GUIDED_ANCHORING.SIGMA"),
+        ({"anchor": LOST, "proposal": LOST, "after_NMS": LOST, "sides": [50.0] * 10}, "raise .*SHAPE.LOSS_WEIGHT"),
         ({"anchor": LOST}, "Nothing stands out"),  # box regression brings them back
         ({"proposal": LOST, "after_NMS": LOST}, "BBOX_REG_WEIGHTS"),
         ({"after_NMS": LOST}, "MODEL.RPN.NMS_THRESH"),

@@ -1,23 +1,22 @@
 #!/usr/bin/env python3
 """Repeats the Guided Anchoring paper's tables and figures.
 
-  ablate.py --table 4 5 --dataset shapes --seeds 0 1
+  ablate.py --table 4 5 --dataset shapes --seeds 0 1 --jobs 2
   ablate.py --figure 3 4 5 6 --dataset shapes
 
-Runs what is missing, one run at a time, each a command of its own that is printed; writes table_<name>.md and
-table_<name>.json after every run, and figure_<name>.png. Killed at any moment, it goes on with the run that was under
-way: from its beginning, so that the table is the same as without the interruption, or with --continue from its last
-checkpoint.
+Runs what is missing, each run a command of its own that is printed; writes table_<name>.md and table_<name>.json after
+every run, and figure_<name>.png. Killed at any moment, it goes on with the runs that were under way: from their
+beginning, so that the table is the same as without the interruption, or with --continue from their last checkpoints.
 """
 
 import argparse
 import importlib
 import os
 import sys
-import time
 from pathlib import Path
 
 from ga_scope.ablation import figures
+from ga_scope.ablation.queue import ordered_runs, work_off
 from ga_scope.ablation.report import as_dict, as_json, as_markdown
 from ga_scope.ablation.runs import DATASETS, ROOT, RunFailed, Suite, write_atomically
 from ga_scope.ablation.tables import GA_RPN, RPN, tables
@@ -30,23 +29,6 @@ from ga_scope.models import per_level
 from ga_scope.train import ENGINES, choose_engine
 
 
-def ordered_runs(rows, seeds):
-    """(run, seed) of all rows, what is needed first; each once."""
-    order = []
-
-    def visit(run, seed):
-        for needed in run.needs():
-            visit(needed, seed)
-        if (run, seed) not in order:
-            order.append((run, seed))
-
-    for seed in seeds:
-        for row in rows:
-            for run in filter(None, (row.run, row.also)):
-                visit(run, seed)
-    return order
-
-
 def write_table(suite, name, table, seeds):
     content = as_dict(suite, table, seeds)
     folder = suite.output / suite.dataset
@@ -55,19 +37,23 @@ def write_table(suite, name, table, seeds):
     return folder / f"table_{name}.md"
 
 
-def run_table(suite, name, table, seeds, only, report_only):
-    rows = [row for row in table.rows if not only or row.label in only]
+def run_missing(suite, rows, seeds, jobs, done=lambda: None):
+    """Runs what has no result yet of the rows, and what that needs."""
     todo = [item for item in ordered_runs(rows, seeds) if suite.result(*item) is None]
-    durations = []
-    for i, (run, seed) in enumerate([] if report_only else todo):
-        left = f", about {sum(durations) / len(durations) * (len(todo) - i) / 60:.0f} min left" if durations else ""
-        print(f"[{i + 1}/{len(todo)}{left}] python {' '.join(suite.command(run, seed))}", flush=True)
-        began = time.time()
-        suite.execute(run, seed)
-        durations.append(time.time() - began)
-        write_table(suite, name, table, seeds)
-    path = write_table(suite, name, table, seeds)
-    print(f"{path.read_text()}\n-> {path}", flush=True)
+    work_off(suite, todo, jobs, done)
+
+
+def run_tables(suite, chosen, seeds, only=None, jobs=1, report_only=False):
+    """The tables ``chosen`` {name: table}, as far as their rows are in ``only``."""
+
+    def write():
+        return [write_table(suite, name, table, seeds) for name, table in chosen.items()]
+
+    if not report_only:
+        rows = [row for table in chosen.values() for row in table.rows if not only or row.label in only]
+        run_missing(suite, rows, seeds, jobs, write)
+    for path in write():
+        print(f"{path.read_text()}\n-> {path}", flush=True)
 
 
 def predictor_of(suite, run, seed):
@@ -79,13 +65,10 @@ def predictor_of(suite, run, seed):
     return importlib.import_module(f"{package}.predictor").Predictor(cfg), cfg
 
 
-def draw_figure(suite, name, seed, images):
+def draw_figure(suite, name, seed, images, jobs):
     """Figure 3, 4, 5 or 6 of the first seed's RPN and GA-RPN, which are trained if they are not there."""
     rows = [row for row in tables()["1"].rows if row.run in (RPN, GA_RPN)]
-    for run, s in ordered_runs(rows, [seed]):
-        if suite.result(run, s) is None:
-            print(f"python {' '.join(suite.command(run, s))}", flush=True)
-            suite.execute(run, s)
+    run_missing(suite, rows, [seed], jobs)
     rpn, cfg = predictor_of(suite, RPN, seed)
     guided, _ = predictor_of(suite, GA_RPN, seed)
     records = load_dataset(DATASETS[suite.dataset][2])[0][:images]
@@ -113,12 +96,15 @@ def draw_figure(suite, name, seed, images):
 def main():
     known = tables()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="+", choices=[*known], default=[], help="of the paper; hyper: section 4.3's")
-    parser.add_argument("--figure", nargs="+", choices=list("3456"), default=[], help="of the paper")
+    parser.add_argument(
+        "--table", nargs="+", action="extend", choices=[*known], default=[], help="of the paper; hyper: section 4.3's"
+    )
+    parser.add_argument("--figure", nargs="+", action="extend", choices=list("3456"), default=[], help="of the paper")
     parser.add_argument("--images", type=int, default=150, help="for a figure, of the test set (default: 150)")
     parser.add_argument("--dataset", choices=DATASETS, default="shapes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--rows", nargs="+", metavar="LABEL", help="only these rows, by their labels")
+    parser.add_argument("--rows", nargs="+", action="extend", metavar="LABEL", help="only these rows, by their labels")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with its share of the cores")
     parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
     parser.add_argument("--continue", dest="continue_runs", action="store_true", help="interrupted training goes on")
@@ -129,18 +115,20 @@ def main():
     args = parser.parse_args()
     if not args.table and not args.figure:
         parser.error("expected --table or --figure")
+    if args.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, got {args.jobs}")
     # Commands are printed, run and compared as from the repository's root.
     output = Path(os.path.relpath(args.output.resolve(), ROOT)) if args.output.is_relative_to(ROOT) else args.output
     suite = Suite(args.dataset, output, choose_engine(args.engine), tuple(args.opts), args.continue_runs)
-    for name in args.table:
-        table = known[name]
-        unknown = set(args.rows or ()) - {row.label for row in table.rows}
-        if unknown:
-            labels = ", ".join(repr(row.label) for row in table.rows)
-            raise ConfigError(f"--rows: table {name} has {labels}; got {sorted(unknown)}")
-        run_table(suite, name, table, args.seeds, args.rows, args.report)
+    chosen = {name: known[name] for name in args.table}
+    labels = [row.label for table in chosen.values() for row in table.rows]
+    unknown = set(args.rows or ()) - set(labels)
+    if unknown:
+        raise ConfigError(f"--rows: expected of {', '.join(map(repr, labels))}; got {sorted(unknown)}")
+    if chosen:
+        run_tables(suite, chosen, args.seeds, args.rows, args.jobs, args.report)
     for name in args.figure:
-        draw_figure(suite, name, args.seeds[0], args.images)
+        draw_figure(suite, name, args.seeds[0], args.images, args.jobs)
 
 
 if __name__ == "__main__":

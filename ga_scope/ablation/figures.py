@@ -18,6 +18,7 @@ from ..visualization.panels import HIT, MISS, TRUTH, draw_boxes, probability_map
 
 GA_COLOUR, SLIDING_COLOUR, TRUTH_COLOUR = "#d62728", "#1f77b4", "#2ca02c"
 DPI = 130
+SHOWN_ANCHORS = 40  # most probable first: more would cover the image
 
 
 def truth_of(record: dict) -> Tensor:
@@ -47,12 +48,18 @@ def proposal_overlaps(predictor, records) -> np.ndarray:
 
 
 def draw_overlaps(path, overlaps: dict[str, np.ndarray], images: int):
-    """Figure 3: proposals per image with at least an IoU, over decreasing IoU."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    """Figure 3: proposals per image with at least an IoU, over decreasing IoU.
+
+    The scale is logarithmic: few proposals overlap an object well, and those are what the two differ in.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
     at = np.linspace(0.5, 1, 101)
     for (name, values), colour in zip(overlaps.items(), (SLIDING_COLOUR, GA_COLOUR)):
-        axis.plot(at, [(values >= x).sum() / images for x in at], color=colour, label=name, linewidth=2)
-    axis.set(xlim=(1, 0.5), ylim=(0, None), xlabel="IoU of at least", ylabel="proposals per image")
+        counts = np.array([(values >= x).sum() / images for x in at])
+        label = f"{name} ({len(values) / images:.0f} proposals per image)"
+        axis.plot(at[counts > 0], counts[counts > 0], color=colour, label=label, linewidth=2)
+    axis.set(xlim=(1, 0.5), yscale="log", xlabel="IoU with an object, at least", ylabel="proposals per image")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     _save(figure, path)
@@ -83,7 +90,7 @@ def draw_anchor_maps(path, predictor, records):
         image, anchors = _read(record), predictor(record).anchors
         height, width = image.shape[:2]
         row[0].imshow(image)
-        order = anchors.scores.argsort(descending=True)[:60]
+        order = anchors.scores.argsort(descending=True)[:SHOWN_ANCHORS]
         draw_boxes(row[0], anchors.boxes[order], HIT, 0.7, alpha=0.8)
         row[0].set_title(f"{len(anchors.scores)} active anchors, the {len(order)} most probable", fontsize=9)
         shown = row[1].imshow(probability_map(anchors, height, width), cmap="inferno", vmin=0, vmax=1)
@@ -134,11 +141,17 @@ def anchor_statistics(predictor, records):
     return {name: np.concatenate(parts) for name, parts in sides.items()}
 
 
+def _octave(side) -> int:
+    """The power of two, 32 to 1024 px, that a side does not exceed."""
+    return min(max(math.ceil(math.log2(side)), 5), 10)
+
+
 def draw_distributions(path, sides: dict[str, np.ndarray], sliding: np.ndarray):
     """Figure 6: densities of scale and aspect ratio of objects and guided anchors, and the sliding-window ones."""
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
+    largest = max(np.sqrt(s.prod(1)).max() for s in (*sides.values(), sliding) if len(s))
     quantities = (
-        (lambda s: np.log2(np.sqrt(s.prod(1))), "scale √(w h), px", [8, 16, 32, 64, 128, 256, 512]),
+        (lambda s: np.log2(np.sqrt(s.prod(1))), "scale √(w h), px", [2**i for i in range(3, _octave(largest) + 1)]),
         (lambda s: np.log2(s[:, 1] / s[:, 0]), "aspect ratio h / w", [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]),
     )
     for axis, (quantity, label, ticks) in zip(axes, quantities):

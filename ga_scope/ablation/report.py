@@ -1,9 +1,9 @@
 """A table's results beside the paper's: Markdown for people, JSON for programs."""
 
 import json
-import shlex
 import statistics
 
+from .queue import ordered_runs
 from .runs import Suite, commit, machine
 from .tables import Row, Table
 
@@ -15,7 +15,7 @@ def measured(suite: Suite, row: Row, seeds: list[int]) -> dict[str, list[float]]
     values = {}
     for seed in seeds:
         found = {}
-        for run in filter(None, (row.also, row.run)):
+        for run in reversed(row.runs()):
             found |= (suite.result(run, seed) or {"metrics": {}})["metrics"]
         for name, value in found.items():
             if isinstance(value, (int, float)):
@@ -45,28 +45,12 @@ def as_dict(suite: Suite, table: Table, seeds: list[int]) -> dict:
                 "paper": dict(zip(table.columns, row.paper)),
                 "measured": {title: values.get(metric, []) for title, metric in table.columns.items()},
                 "seeds": done,
-                "commands": [shlex.join(["python", *suite.command(run, (done or seeds)[0])]) for run in _steps(row)],
+                "commands": [suite.typed(run, (done or seeds)[0]) for run, _ in ordered_runs([row], seeds[:1])],
                 "commits": sorted({results[seed]["commit"] for seed in done}),
                 "machines": sorted({results[seed]["machine"] for seed in done}),
             }
         )
     return {"caption": table.caption, "dataset": suite.dataset, "engine": suite.engine, "rows": rows}
-
-
-def _steps(row: Row):
-    """The row's runs in the order that they have to be run in."""
-    ordered = []
-
-    def visit(run):
-        for needed in run.needs():
-            visit(needed)
-        if run not in ordered:
-            ordered.append(run)
-
-    visit(row.run)
-    if row.also:
-        visit(row.also)
-    return ordered
 
 
 def as_markdown(content: dict) -> str:

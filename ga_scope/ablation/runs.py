@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]  # of the repository: configurations and tools lie there
-RESULT = "result.json"
+RESULT, LOG = "result.json", "log.txt"
 
 
 class RunFailed(RuntimeError):
@@ -98,33 +99,65 @@ class Suite:
         result = json.loads(path.read_text())
         return result if _without_flags(result["command"]) == _without_flags(self.command(run, seed)) else None
 
-    def execute(self, run: Run, seed: int) -> dict:
-        """Runs the command in a process of its own and writes its result in one step.
+    def typed(self, run: Run, seed: int) -> str:
+        """The command as one types it."""
+        return shlex.join(["python", *self.command(run, seed)])
+
+    def start(self, run: Run, seed: int, jobs: int = 1) -> "Started":
+        """Starts the command in a process of its own; beside others (``jobs``) with its share of the cores."""
+        folder, command = self.folder(run, seed), self.command(run, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        if jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(os.cpu_count() // jobs, 1)))
+        with open(folder / LOG, "a") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file, preexec_fn=_die_with_us
+            )
+        return Started(run, seed, command, process)
+
+    def finish(self, started: "Started") -> dict:
+        """Waits for its end and writes its result in one step.
 
         Raises:
             RunFailed: with the last lines of its log.
         """
-        folder, command = self.folder(run, seed), self.command(run, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        log, began = folder / "log.txt", time.time()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        with open(log, "a") as file:
-            done = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=file, preexec_fn=_die_with_us
-            )
-        if done.returncode:
+        folder, command = self.folder(started.run, started.seed), started.command
+        if started.process.wait():
+            log = folder / LOG
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-            raise RunFailed(f"{' '.join(command)}: exit code {done.returncode}; the end of {log}:\n{tail}")
+            raise RunFailed(f"{shlex.join(command)}: exit code {started.process.returncode}; the end of {log}:\n{tail}")
         metrics = folder / "metrics.json"
         result = {
             "command": command,
-            "seconds": round(time.time() - began, 1),
+            "seconds": round(time.time() - started.at, 1),
             "commit": commit(),
             "machine": machine(),
             "metrics": json.loads(metrics.read_text()) if metrics.exists() else {},
         }
         write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
+        # Needed to go on after an interruption, no more: a table's would fill a disk.
+        for checkpoint in folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()
         return result
+
+
+@dataclass
+class Started:
+    """A run under way."""
+
+    run: Run
+    seed: int
+    command: list[str]
+    process: subprocess.Popen
+    at: float = field(default_factory=time.time)
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
 
 def _without_flags(command):
@@ -140,7 +173,7 @@ def _die_with_us():
 def write_atomically(path: Path, text: str):
     """The file is there whole or not at all, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(path.suffix + ".part")
+    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
     partial.write_text(text)
     partial.replace(path)
 

@@ -26,6 +26,10 @@ class Row:
     paper: tuple
     also: Run | None = None
 
+    def runs(self) -> list[Run]:
+        """Those whose metrics it shows."""
+        return [run for run in (self.run, self.also) if run is not None]
+
 
 @dataclass(frozen=True)
 class Table:

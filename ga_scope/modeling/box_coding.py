@@ -29,15 +29,21 @@ class BoxCoder:
         center, size = center_size(references)
         target_center, target_size = center_size(boxes)
         deltas = torch.cat([(target_center - center) / size, (target_size / size).log()], -1)
-        return deltas * deltas.new_tensor(self.weights)
+        return self._scaled(deltas, self.weights)
 
     def decode(self, references: Tensor, deltas: Tensor) -> Tensor:
         """The boxes (..., 4) that the deltas make of the references."""
         center, size = center_size(references)
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = self._scaled(deltas, [1 / weight for weight in self.weights])
         center = center + deltas[..., :2] * size
         size = size * deltas[..., 2:].clamp(max=SCALE_CLAMP).exp()
         return torch.cat([center - 0.5 * size, center + 0.5 * size], -1)
+
+    def _scaled(self, deltas, factors):
+        # Number by number: a tensor of them would have to be copied to a GPU, which waits for it.
+        if all(factor == 1 for factor in factors):
+            return deltas
+        return torch.stack([delta * factor for delta, factor in zip(deltas.unbind(-1), factors)], -1)
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -45,3 +51,8 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], -1)
+
+
+def clip_to_sizes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (N, K, 4) cut at the borders of N images of (height, width), (N, 2) on the boxes' device."""
+    return boxes.clamp(min=0).minimum(sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None])

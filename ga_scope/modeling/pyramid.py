@@ -66,24 +66,28 @@ class Pyramid:
         parts = flat.split(self.counts, 1)
         return [part.unflatten(1, size) for part, size in zip(parts, self.sizes)]
 
-    def grow(self, locations: Tensor, reach: int) -> Tensor:
-        """The flat indices within ``reach`` cells of any of the locations, on their level: unique, ascending.
+    def around(self, locations: Tensor, reach: int) -> Tensor:
+        """The flat indices within ``reach`` cells of each of the locations (L,), on their level: (L, (2 reach + 1)^2).
 
-        What a convolution of size 2 * reach + 1 over the locations (L,) reads, without the padding.
+        What a convolution of size 2 * reach + 1 reads at them. Where that is padding, the location itself stands in.
         """
-        device = locations.device
-        image, place = locations // self.locations, locations % self.locations
-        firsts = torch.tensor([0, *self.counts[:-1]]).cumsum(0)
-        level = torch.searchsorted(firsts.to(device), place, right=True) - 1
+        device, place = locations.device, locations % self.locations
+        firsts = [sum(self.counts[:level]) for level in range(len(self.sizes))]
+        heights, widths = zip(*self.sizes)
         first, height, width = (
-            values.to(device)[level] for values in (firsts, *torch.tensor(self.sizes).view(-1, 2).unbind(1))
+            self.per_level(values, device, torch.int64)[place] for values in (firsts, heights, widths)
         )
-        y, x = (place - first) // width, (place - first) % width
+        cell = place - first
+        y, x = cell // width, cell % width
         step = torch.arange(-reach, reach + 1, device=device)
-        y, x = y[:, None, None] + step[:, None], x[:, None, None] + step
-        inside = (y >= 0) & (y < height[:, None, None]) & (x >= 0) & (x < width[:, None, None])
-        start = (image * self.locations + first)[:, None, None]
-        return (start + y * width[:, None, None] + x)[inside].unique()
+        dy, dx = step.repeat_interleave(2 * reach + 1), step.repeat(2 * reach + 1)
+        y, x = y[:, None] + dy, x[:, None] + dx
+        inside = (y >= 0) & (y < height[:, None]) & (x >= 0) & (x < width[:, None])
+        return torch.where(inside, locations[:, None] + dy * width[:, None] + dx, locations[:, None])
+
+    def grow(self, locations: Tensor, reach: int) -> Tensor:
+        """The locations of :meth:`around`, each once: flat indices, ascending."""
+        return self.around(locations, reach).unique()
 
     def scatter(self, rows: Tensor, locations: Tensor) -> list[Tensor]:
         """Rows (L, C) at unique flat indices as maps (N, C, H_l, W_l), zero elsewhere; channels last."""

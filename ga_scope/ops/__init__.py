@@ -23,6 +23,7 @@ from . import _library  # noqa: F401  (loads the operators; must come first)
 from .deform_conv import DeformConv2d, deform_conv2d
 from .masked_conv import MaskedConv2d, masked_conv2d
 from .matching import Match, iou_match, location_targets, viou_match
+from .nms import nms_mask
 
 __all__ = [
     "DeformConv2d",
@@ -32,5 +33,6 @@ __all__ = [
     "iou_match",
     "location_targets",
     "masked_conv2d",
+    "nms_mask",
     "viou_match",
 ]

@@ -120,6 +120,15 @@ def viou(centers, boxes, shapes):
     return best
 
 
+def nms_mask(boxes, iou_threshold, groups, valid):
+    """Which of one entry's boxes (K, 4), the best first, no surviving earlier box of their group overlaps too much."""
+    overlap, kept = box_iou(boxes, boxes), []
+    for i in range(len(boxes)):
+        rivals = [j for j in range(i) if kept[j] and groups[i] == groups[j]]
+        kept.append(bool(valid[i]) and not any(overlap[j, i].item() > iou_threshold for j in rivals))
+    return torch.tensor(kept, dtype=torch.bool)
+
+
 def level_centers(size, stride, cell_offset=0.5):
     """Image positions (x, y) of a level's locations in index order: (H * W, 2)."""
     height, width = size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ga_scope.ablation.queue import ordered_runs
 from ga_scope.ablation.report import as_dict, as_markdown
 from ga_scope.ablation.runs import Run, RunFailed, Suite
 from ga_scope.ablation.tables import AR, GA_RPN, RPN, Row, Table, tables
@@ -30,7 +31,7 @@ def tool():
 
 
 def all_runs():
-    return {run for table in tables().values() for run, _ in tool().ordered_runs(table.rows, [0])}
+    return {run for table in tables().values() for run, _ in ordered_runs(table.rows, [0])}
 
 
 def opts_of(suite, run):
@@ -64,7 +65,7 @@ def test_the_papers_numbers():
 
 
 def test_needed_runs_come_first(tmp_path):
-    order = [run.name for run, _ in tool().ordered_runs(tables()["3"].rows, [0])]
+    order = [run.name for run, _ in ordered_runs(tables()["3"].rows, [0])]
     for before, after in (
         ("faster_rcnn", "finetune_rpn"),
         ("ga_rpn", "ga_rpn_proposals_train"),
@@ -103,10 +104,10 @@ def fake_table(names):
 
 def test_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
     suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
-    tool().run_table(suite, "x", table, [0, 1], None, False)
+    tool().run_tables(suite, {"x": table}, [0, 1])
     first = capsys.readouterr().out
     assert "[1/4]" in first and "[4/4, about" in first
-    tool().run_table(suite, "x", table, [0, 1], None, False)
+    tool().run_tables(suite, {"x": table}, [0, 1])
     assert "[1/" not in capsys.readouterr().out
     content = json.loads((tmp_path / "shapes" / "table_x.json").read_text())
     assert content["rows"][1]["measured"] == {"AR100": [2.0, 3.0]} and content["rows"][1]["seeds"] == [0, 1]
@@ -115,15 +116,15 @@ def test_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
     result = tmp_path / "shapes" / "a" / "seed0" / "result.json"
     stale = json.loads(result.read_text()) | {"command": ["something", "else"]}
     result.write_text(json.dumps(stale))
-    tool().run_table(suite, "x", table, [0, 1], None, False)
+    tool().run_tables(suite, {"x": table}, [0, 1])
     assert "[1/1]" in capsys.readouterr().out
 
 
 def test_only_some_rows_and_report(tmp_path, capsys):
     suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
-    tool().run_table(suite, "x", table, [0], None, True)
+    tool().run_tables(suite, {"x": table}, [0], report_only=True)
     assert "| a | – | not run | 50 |" in capsys.readouterr().out
-    tool().run_table(suite, "x", table, [0], ["bb"], False)
+    tool().run_tables(suite, {"x": table}, [0], ["bb"])
     out = capsys.readouterr().out
     assert "[1/1]" in out and "| a | – | not run | 50 |" in out and "| bb | 2.0 | 0 | 50 |" in out
 
@@ -131,8 +132,62 @@ def test_only_some_rows_and_report(tmp_path, capsys):
 def test_a_run_that_fails_is_named_with_its_log(tmp_path):
     suite = FakeSuite("shapes", tmp_path, "torchvision")
     with pytest.raises(RunFailed, match="fails: exit code 1; the end of .*log.txt:\nbroken on purpose"):
-        tool().run_table(suite, "x", fake_table(["fails"]), [0], None, False)
+        tool().run_tables(suite, {"x": fake_table(["fails"])}, [0])
     assert suite.result(Run("fails", "rpn"), 0) is None
+
+
+class TimedSuite(FakeSuite):
+    """Runs that write when they began and ended."""
+
+    def command(self, run, seed):
+        script = self.output / "timed.py"
+        self.output.mkdir(parents=True, exist_ok=True)
+        script.write_text(
+            "import json, pathlib, sys, time\n"
+            "began = time.time()\n"
+            "time.sleep(0.8)\n"
+            "metrics = {'began': began, 'ended': time.time()}\n"
+            "(pathlib.Path(sys.argv[1]) / 'metrics.json').write_text(json.dumps(metrics))\n"
+        )
+        return [str(script), str(self.folder(run, seed))]
+
+
+def test_side_by_side(tmp_path, capsys):
+    """Never more than ``jobs`` at once, a run after those that it needs, a measurement of speed alone."""
+    first, second, third = (Run(name, "rpn") for name in "abc")
+    rows = [
+        Row("a", Run("after a", "rpn", weights=first), (), also=Run("speed", "rpn", weights=first, kind="speed")),
+        Row("b", second, ()),
+        Row("c", third, ()),
+    ]
+    suite = TimedSuite("shapes", tmp_path, "torchvision")
+    tool().run_missing(suite, rows, [0], jobs=2)
+    assert capsys.readouterr().out.count("[") == 5
+    times = {run.name: suite.result(run, 0)["metrics"] for run, _ in ordered_runs(rows, [0])}
+    assert len(times) == 5
+    assert times["after a"]["began"] > times["a"]["ended"]
+
+    def beside(name):
+        own = times[name]
+        return {n for n, t in times.items() if t["began"] < own["ended"] and own["began"] < t["ended"]} - {name}
+
+    assert beside("speed") == set()
+    assert beside("a") == {"b"}
+    for moment in (t["began"] for t in times.values()):
+        assert sum(t["began"] <= moment < t["ended"] for t in times.values()) <= 2
+
+
+def test_a_failure_ends_the_runs_beside_it(tmp_path):
+    class OneFails(TimedSuite):
+        def command(self, run, seed):
+            script = tmp_path / f"{run.name}.py"
+            script.write_text("import sys, time\n" + ("sys.exit(3)" if run.name == "a" else "time.sleep(60)"))
+            return [str(script)]
+
+    suite, began = OneFails("shapes", tmp_path, "torchvision"), time.time()
+    with pytest.raises(RunFailed, match="exit code 3"):
+        tool().run_missing(suite, [Row(name, Run(name, "rpn"), ()) for name in "ab"], [0], jobs=2)
+    assert time.time() - began < 30
 
 
 def test_kills_change_nothing(tmp_path):
@@ -145,7 +200,7 @@ def test_kills_change_nothing(tmp_path):
         if child == 0:
             with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
                 suite = FakeSuite("shapes", folder, "torchvision")
-                tool().run_table(suite, "x", fake_table(names), [0, 1], None, False)
+                tool().run_tables(suite, {"x": fake_table(names)}, [0, 1])
             os._exit(0)
         return child
 
@@ -169,13 +224,12 @@ def test_kills_change_nothing(tmp_path):
         assert os.waitpid(start(folder), 0)[1] == 0
     texts = [(tmp_path / f / "shapes" / "table_x.md").read_text().replace(f, "") for f in ("killed", "whole")]
     assert texts[0] == texts[1] and done(killed) == 2 * len(names)
-    assert not list(killed.rglob("*.part"))
 
 
 def test_unknown_rows_are_named(tmp_path, monkeypatch):
     arguments = ["ablate.py", "--table", "4", "--rows", "X", "--output", str(tmp_path), "--report"]
     monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(ConfigError, match=r"--rows: table 4 has 'none \(RPN\)', .*got \['X'\]"):
+    with pytest.raises(ConfigError, match=r"--rows: expected of 'none \(RPN\)', .*got \['X'\]"):
         tool().main()
 
 

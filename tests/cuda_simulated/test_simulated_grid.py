@@ -31,6 +31,7 @@ def test_the_stand_in_is_simulated(stand_in):
         ("ops/test_deform_conv.py", "test"),
         ("ops/test_masked_conv.py", "test"),
         ("ops/test_matching.py", "test"),
+        ("ops/test_nms.py", "test"),
         ("ops/test_wide_convolution.py", "test"),
         ("ops/test_registration.py", "opcheck"),
         ("on_grid/test_kernels.py", "test"),

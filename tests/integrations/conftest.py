@@ -34,8 +34,18 @@ def four_images(shapes, tmp_path_factory):
     return path
 
 
+def image_size(pixels):
+    """Overrides for training and testing at this size."""
+    return {
+        "INPUT.MIN_SIZE_TRAIN": (pixels,),
+        "INPUT.MAX_SIZE_TRAIN": pixels,
+        "INPUT.MIN_SIZE_TEST": pixels,
+        "INPUT.MAX_SIZE_TEST": pixels,
+    }
+
+
 def overrides(shapes, output, **more):
-    """Command-line overrides that point a configuration of configs/shapes at the tiny dataset."""
+    """Command-line overrides for a short training of a configuration of configs/shapes on the tiny dataset."""
     entries = [
         [f"{split}_{shapes.parent.name}", str(shapes / "annotations" / f"instances_{split}.json"), str(shapes / split)]
         for split in ("train", "val")
@@ -45,18 +55,32 @@ def overrides(shapes, output, **more):
         "DATASETS.TRAIN": (entries[0][0],),
         "DATASETS.TEST": (entries[1][0],),
         "DATALOADER.NUM_WORKERS": 0,
-        "INPUT.MIN_SIZE_TRAIN": (128,),
-        "INPUT.MAX_SIZE_TRAIN": 128,
-        "INPUT.MIN_SIZE_TEST": 128,
-        "INPUT.MAX_SIZE_TEST": 128,
+        **image_size(64),
         "MODEL.DEVICE": "cpu",
-        "SOLVER.IMS_PER_BATCH": 4,
+        "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 3,
         "SOLVER.WARMUP_ITERS": 2,
-        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 1000,  # only the final one: it is large
         "OUTPUT_DIR": str(output),
     } | more
     return [part for key, value in settings.items() for part in (key, value if isinstance(value, str) else repr(value))]
+
+
+STEPS = 20
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """The total loss of every step that is trained during a test, in either engine."""
+    seen, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, *args, **k: (seen.append(self.item()), backward(self)))
+    return seen
+
+
+def assert_learns(losses):
+    """Twenty steps lowered the loss."""
+    assert len(losses) == STEPS
+    assert sum(losses[-5:]) < sum(losses[:5]), losses
 
 
 def overfitting(shapes, four_images, output):
@@ -67,9 +91,10 @@ def overfitting(shapes, four_images, output):
         "DATASETS.TRAIN": (name,),
         "DATASETS.TEST": (name,),
         "INPUT.RANDOM_FLIP": "none",
+        **image_size(128),
+        "SOLVER.IMS_PER_BATCH": 4,
         "SOLVER.MAX_ITER": 180,
         "SOLVER.WARMUP_ITERS": 20,
-        "SOLVER.CHECKPOINT_PERIOD": 1000,
     }
     return overrides(shapes, output, **settings)
 

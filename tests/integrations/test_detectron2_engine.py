@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import overfitting, overrides
+from .conftest import STEPS, assert_learns, overfitting, overrides
 from .test_torchvision_engine import TRAINABLE
 
 pytestmark = pytest.mark.detectron2
@@ -26,8 +26,9 @@ def run(name, opts, *flags):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_train_and_evaluate(name, shapes, tmp_path, capsys):
-    run(name, overrides(shapes, tmp_path))
+def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
+    run(name, overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": STEPS}))
+    assert_learns(losses)
     assert capsys.readouterr().out.startswith("engine: detectron2 0.")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100"):
@@ -187,7 +188,7 @@ def test_heads_use_the_best_proposals_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
+@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "ga_retinanet_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
     (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics

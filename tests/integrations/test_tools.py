@@ -17,7 +17,7 @@ def test_explain(engine, shapes, random_rpn, tmp_path, capsys):
     tool("explain").main([*arguments, "--limit", "4", "--output", str(tmp_path / "e.json"), *random_rpn])
     printed, content = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
     assert content["objects"] > 0 and f"{content['objects']} objects in 4 images" in printed
-    assert "recall by stage" in printed and content["suggestions"][0] in printed
+    assert "objects found at each stage" in printed and content["suggestions"][0] in printed
     # Every location is active here: what is reachable has its location.
     assert content["active_fraction_per_level"] == [1] * 5
     assert content["recall"]["reachable"] == content["recall"]["location"]

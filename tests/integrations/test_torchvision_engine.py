@@ -17,7 +17,7 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.run import load_model, setup
 from ga_scope.train import main
 
-from .conftest import overfitting, overrides, randomise
+from .conftest import STEPS, assert_learns, overfitting, overrides, randomise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [p.stem for p in sorted((CONFIGS / "shapes").glob("[!B]*.yaml"))]
@@ -34,8 +34,9 @@ def run(name, opts, *flags):
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_train_and_evaluate(name, shapes, tmp_path, capsys):
-    run(name, overrides(shapes, tmp_path))
+def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
+    run(name, overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": STEPS}))
+    assert_learns(losses)
     printed = capsys.readouterr().out
     assert printed.startswith("engine: torchvision (built-in) | device: cpu (")
     assert printed.splitlines()[0].endswith(f"config: {shapes_config(name)}")
@@ -60,7 +61,7 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys):
 
 def test_resume_continues_where_it_stopped(shapes, tmp_path):
     """Stopped after 3 of 5 iterations and resumed equals 5 in one go: parameters, optimizer, data order."""
-    name, more = "ga_rpn_R_18_FPN", {"DATASETS.TEST": (), "SOLVER.CHECKPOINT_PERIOD": 1, "SOLVER.MAX_ITER": 5}
+    name, more = "ga_rpn_R_18_FPN", {"DATASETS.TEST": (), "SOLVER.CHECKPOINT_PERIOD": 3, "SOLVER.MAX_ITER": 5}
     run(name, overrides(shapes, tmp_path / "whole", **more))
     run(name, overrides(shapes, tmp_path / "parts", **more))
     parts = tmp_path / "parts"
@@ -80,7 +81,7 @@ def test_resume_of_a_finished_run_only_evaluates(shapes, tmp_path):
 
 
 def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
-    opts = overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 6, "SOLVER.CHECKPOINT_PERIOD": 100, "DATASETS.TEST": ()})
+    opts = overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 6, "DATASETS.TEST": ()})
     step, calls = engine.Trainer._step, []
 
     def fails_later(self, inputs, rate):
@@ -99,7 +100,7 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN"])
+@pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "ga_retinanet_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
     (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics

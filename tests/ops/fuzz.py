@@ -248,6 +248,7 @@ def raw_call():
         (OPS.viou_match, [boxes, [integers()], [integers()], [integers()], [8.0], None, None, 0.5, 0.0]),
         (OPS.iou_match, [boxes, [integers()], boxes, [integers()]]),
         (OPS.location_targets, [boxes, [integers()], [integers()], [integers()], [8.0], 8.0, 0.2, 0.5]),
+        (OPS.nms_mask, [boxes[None], None, torch.tensor([[True]]), 0.5]),
     )
     operator, arguments = random.choice(calls)
     return operator, [maybe(a) for a in arguments]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ga_scope
-from ga_scope.ops import _library, deform_conv2d, iou_match, location_targets, masked_conv2d, viou_match
+from ga_scope.ops import _library, deform_conv2d, iou_match, location_targets, masked_conv2d, nms_mask, viou_match
 
 OPS = torch.ops.ga_scope
 PAIRS = [1, 1], [1, 1], [1, 1]  # stride, padding, dilation
@@ -42,6 +42,8 @@ def sample_calls():
     yield OPS.viou_match, (boxes, [2, 1], *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3)
     yield OPS.iou_match, (boxes, [3], boxes[:2], [2])
     yield OPS.location_targets, (boxes, [0, 3], *levels, 8.0, 0.2, 0.5)
+    yield OPS.nms_mask, (boxes[None], None, None, 0.5)
+    yield OPS.nms_mask, (boxes[None], torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]]), 0.1)
 
 
 CALLS = list(sample_calls())
@@ -78,6 +80,10 @@ def matched(boxes, anchors, x):
     return viou_match(boxes, size, strides).iou, iou_match(anchors, boxes).index, location_targets(boxes, size, strides)
 
 
+def suppressed(boxes):
+    return nms_mask(boxes[None], 0.3)
+
+
 def arguments(function, size):
     height, width = size
     x, weight = torch.randn(2, 4, height, width), torch.randn(6, 4, 3, 3)
@@ -88,11 +94,12 @@ def arguments(function, size):
         deformed_at: (x, torch.randn(len(locations), 2), weight, torch.randn(36, 2), locations),
         masked: (x, weight, torch.rand(2, height, width) < 0.5),
         masked_at: (x, weight, locations),
+        suppressed: (boxes,),
         matched: (boxes, torch.rand(width, 4).cumsum(1) * 20, x),
     }[function]
 
 
-FUNCTIONS = [deformed, deformed_at, masked, masked_at, matched]
+FUNCTIONS = [deformed, deformed_at, masked, masked_at, matched, suppressed]
 
 
 def leaves(values):

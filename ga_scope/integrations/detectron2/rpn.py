@@ -43,8 +43,9 @@ class GuidedAnchoringRPN(nn.Module):
         levels = [features[name] for name in self.in_features]
         gt_boxes = None if gt_instances is None else [x.gt_boxes.tensor for x in gt_instances]
         proposals, losses = self.rpn(levels, images.image_sizes, gt_boxes)
-        if self.training and self.rpn.anchors_per_image:
-            active = sum(self.rpn.anchors_per_image) / len(self.rpn.anchors_per_image)
+        counts = self.rpn.anchors_per_image if self.training else []
+        if counts:
+            active = sum(counts) / len(counts)
             get_event_storage().put_scalar("guided_anchoring/active_per_image", active)
         return as_instances(proposals, images.image_sizes), losses
 

@@ -85,6 +85,7 @@ class FixedShapes:
         if locations is not None:
             place = locations % pyramid.locations
             centers, levels = centers[place], levels[place]
-        half = 0.5 * self.level_sides.to(deltas.device)[levels]
+        self.level_sides = self.level_sides.to(deltas.device)  # once: copying them waits for a GPU
+        half = 0.5 * self.level_sides[levels]
         anchors = torch.cat([centers - half, centers + half], -1).flatten(0, 1)
         return anchors if locations is not None else anchors.expand(deltas.shape[0], -1, -1)

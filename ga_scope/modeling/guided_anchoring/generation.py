@@ -54,9 +54,15 @@ class AnchorGeneration(nn.Module):
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.outside_weight, self.shape_beta = outside_weight, shape_beta
         self.location_weight, self.shape_weight = location_weight, shape_weight
-        # Of the last forward: anchors at active locations per image, and the locations that an image has.
-        self.anchors_per_image: list[int] = []
+        self._active_counts: Tensor | None = None
+        # Of the last forward: the locations that an image has.
         self.locations_per_image = 0
+
+    @property
+    def anchors_per_image(self) -> list[int]:
+        """Anchors at active locations of every image of the last forward. Waits for the device."""
+        counts = [] if self._active_counts is None else self._active_counts.tolist()
+        return [count * self.shapes.per_location for count in counts]
 
     def active_locations(
         self, pyramid: Pyramid, location_logits: Tensor | None, selection: LocationSelection
@@ -66,10 +72,30 @@ class AnchorGeneration(nn.Module):
             active = torch.arange(pyramid.images * pyramid.locations, device=self._device)
         else:
             active = selection(pyramid, location_logits.detach().float().sigmoid())
-        counts = torch.bincount(active // pyramid.locations, minlength=pyramid.images)
-        self.anchors_per_image = (counts * self.shapes.per_location).tolist()
+        borders = torch.arange(pyramid.images + 1, device=active.device) * pyramid.locations
+        self._active_counts = torch.searchsorted(active, borders).diff()
         self.locations_per_image = pyramid.locations
         return active
+
+    def budgeted_locations(self, pyramid: Pyramid, location_logits: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
+        """The selection's locations as many as its budget allows: a number that follows from the maps' sizes alone.
+
+        Returns:
+            flat indices (N, A), ascending; which of them are active, (N, A) bool; how many of the A are on each level.
+
+        Raises:
+            ValueError: if the selection has no budget.
+        """
+        if location_logits is None:
+            everything = torch.arange(pyramid.images * pyramid.locations, device=self._device)
+            everything = everything.view(pyramid.images, pyramid.locations)
+            return everything, torch.ones_like(everything, dtype=torch.bool), pyramid.counts
+        if not self.selection.topk:
+            raise ValueError("selection: expected a budget (topk above 0), which fixes the number of locations, got 0")
+        probability = location_logits.detach().float().sigmoid()
+        chosen = self.selection.best(pyramid, probability)
+        active = probability.flatten()[chosen] >= self.selection.threshold
+        return chosen, active, self.selection.counts(pyramid)
 
     @property
     def _device(self):

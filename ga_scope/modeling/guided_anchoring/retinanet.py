@@ -14,6 +14,7 @@ from ...ops import MaskedConv2d, iou_match
 from ..box_coding import BoxCoder
 from ..detections import Detections, select_candidates, select_detections
 from ..losses import sigmoid_focal_loss, smooth_l1_loss
+from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
 from ..sampling import IGNORED, POSITIVE, label_matches
 from .adaption import FeatureAdaption
@@ -42,9 +43,12 @@ class Branch(nn.Module):
         self.predict = MaskedConv2d(channels, outputs, 3, padding=REACH)
         initialise(self.predict)
 
-    def forward(self, pyramid: Pyramid, features: list[Tensor], shape_deltas: Tensor, locations: Tensor) -> Tensor:
-        """(L, outputs); ``shape_deltas`` (N, P, columns) detached, of all locations."""
-        grown = pyramid.grow(locations, REACH)
+    def forward(self, pyramid: Pyramid, features: list[Tensor], shape_deltas: Tensor, locations: Tensor, grown=None):
+        """(L, outputs); ``shape_deltas`` (N, P, columns) detached, of all locations.
+
+        ``grown`` lists at least the locations within reach of the listed ones, repeats allowed; by default each once.
+        """
+        grown = pyramid.grow(locations, REACH) if grown is None else grown
         adapted = self.adaption(features, shape_deltas.flatten(0, 1)[grown], grown)
         # Zero where it was not computed: never within reach of a listed location.
         return self.predict(pyramid.scatter(adapted, grown), locations=locations)
@@ -89,13 +93,16 @@ class GuidedAnchorRetinaHead(nn.Module):
         location = pyramid.flatten([self.location(f) for f in towers.classification]).squeeze(2)
         return towers, location, pyramid.flatten([self.shape(f) for f in towers.regression])
 
-    def classify(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor) -> Tensor:
-        """Class logits (L, classes) at the locations; no gradient flows into the shapes (section 3.3)."""
-        return self.classification(pyramid, towers.classification, shape_deltas.detach(), locations)
+    def classify(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown=None):
+        """Class logits (L, classes) at the locations; no gradient flows into the shapes (section 3.3).
 
-    def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor) -> Tensor:
+        ``grown`` as :class:`Branch` takes it.
+        """
+        return self.classification(pyramid, towers.classification, shape_deltas.detach(), locations, grown)
+
+    def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown=None):
         """Box deltas (L, 4) at the locations."""
-        return self.regression(pyramid, towers.regression, shape_deltas.detach(), locations)
+        return self.regression(pyramid, towers.regression, shape_deltas.detach(), locations, grown)
 
 
 def _tower(channels, num_convs):
@@ -201,6 +208,47 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
                 )
             )
         return found
+
+    @torch.no_grad()
+    def padded_detections(self, features: list[Tensor], image_sizes: Tensor) -> PaddedDetections:
+        """The detections of inference in tensors whose sizes follow from the features' alone; the device is not waited
+        for (:mod:`ga_scope.modeling.padded`).
+
+        Args:
+            features: (N, C, H_l, W_l) per level.
+            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
+
+        Raises:
+            ValueError: if :attr:`selection` has no budget (``MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST``).
+        """
+        pyramid = Pyramid.of(features, self.strides, self.cell_offset)
+        towers, location_logits, shape_deltas = self.head.generate(pyramid, features)
+        chosen, active, counts = self.budgeted_locations(pyramid, location_logits)
+        locations, images = chosen.flatten(), pyramid.images
+        grown = pyramid.around(locations, REACH).flatten()
+        if len(grown) >= images * pyramid.locations:  # without the repeats it is less to adapt all
+            grown = torch.arange(images * pyramid.locations, device=locations.device)
+        scores = self.head.classify(pyramid, towers, shape_deltas, locations, grown).float().sigmoid()
+        deltas = self.head.regress(pyramid, towers, shape_deltas, locations, grown).float()
+        anchors = self.shapes.decode(pyramid, shape_deltas.flatten(0, 1)[locations], locations)
+        boxes = self.box_coder.decode(anchors, deltas).view(images, -1, 4)
+        scores = scores.view(images, -1, scores.shape[1])
+        scores = scores.masked_fill(~(active[..., None] & (scores > self.score_thresh)), 0)
+        best, first = [], 0
+        for part, count in zip(scores.split(counts, 1), counts):
+            top = part.flatten(1).topk(min(self.topk_candidates, part[0].numel()), 1)
+            best.append((top.values, top.indices + first * scores.shape[2]))
+            first += count
+        values, candidates = (torch.cat(parts, 1) for parts in zip(*best))
+        rows, classes = candidates // scores.shape[2], candidates % scores.shape[2]
+        return pad_detections(
+            boxes.gather(1, rows[..., None].expand(-1, -1, 4)),
+            values,
+            classes,
+            image_sizes,
+            nms_thresh=self.nms_thresh,
+            most=self.detections_per_image,
+        )
 
     def _losses(self, pyramid, towers, location_logits, shape_deltas, gt_boxes, gt_classes):
         losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes)

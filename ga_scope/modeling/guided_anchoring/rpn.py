@@ -7,6 +7,7 @@ from torch import Tensor
 from ...ops import iou_match
 from ..box_coding import BoxCoder
 from ..losses import smooth_l1_loss
+from ..padded import PaddedProposals, pad_proposals
 from ..proposals import Proposals, select_proposals
 from ..pyramid import Pyramid
 from ..sampling import label_matches, sample_labels
@@ -130,6 +131,37 @@ class GuidedAnchorRPN(AnchorGeneration):
                 )
             )
         return proposals
+
+    @torch.no_grad()
+    def padded_proposals(self, features: list[Tensor], image_sizes: Tensor) -> PaddedProposals:
+        """The proposals of inference in tensors whose sizes follow from the features' alone; the device is not waited
+        for (:mod:`ga_scope.modeling.padded`).
+
+        Args:
+            features: (N, C, H_l, W_l) per level.
+            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
+
+        Raises:
+            ValueError: if :attr:`selection` has no budget (``MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST``).
+        """
+        pyramid = Pyramid.of(features, self.strides, self.cell_offset)
+        features, location_logits, shape_deltas = self.head.generate(pyramid, features)
+        chosen, active, counts = self.budgeted_locations(pyramid, location_logits)
+        locations, k = chosen.flatten(), self.shapes.per_location
+        deltas = shape_deltas.flatten(0, 1)[locations]
+        logits, box_deltas = self.head.predict(features, deltas, locations)
+        boxes = self.box_coder.decode(self.shapes.decode(pyramid, deltas, locations), box_deltas.float())
+        return pad_proposals(
+            boxes.view(pyramid.images, -1, 4),
+            logits.float().view(pyramid.images, -1),
+            active.repeat_interleave(k, 1) if k > 1 else active,
+            [k * count for count in counts],
+            image_sizes,
+            pre_nms_topk=self.pre_nms_topk[1],
+            post_nms_topk=self.post_nms_topk[1],
+            nms_thresh=self.nms_thresh,
+            min_size=self.min_size,
+        )
 
     # ---- losses ---------------------------------------------------------------------------------
 

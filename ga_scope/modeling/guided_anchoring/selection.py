@@ -29,11 +29,21 @@ class LocationSelection:
         """Active locations, (L,) int64, from probabilities (N, P): in ascending order per image and level."""
         if not self.topk:
             return (probability.flatten() >= self.threshold).nonzero()[:, 0]
+        flat = self.best(pyramid, probability).flatten()
+        return flat if self.threshold == 0 else flat[probability.flatten()[flat] >= self.threshold]
+
+    def counts(self, pyramid: Pyramid) -> list[int]:
+        """Locations of one image on every level that :meth:`best` chooses: all, or the budget."""
+        return [min(self.topk, count) for count in pyramid.counts]
+
+    def best(self, pyramid: Pyramid, probability: Tensor) -> Tensor:
+        """The budget's locations, whatever the threshold: flat indices (N, sum of :meth:`counts`), ascending.
+
+        Their number follows from the maps' sizes alone, and nothing waits for the device.
+        """
         chosen, first = [], 0
-        for part, count in zip(probability.split(pyramid.counts, 1), pyramid.counts):
-            best = part.topk(min(self.topk, count), 1).indices
-            chosen.append(best.sort(1).values + first)
+        for part, count, most in zip(probability.split(pyramid.counts, 1), pyramid.counts, self.counts(pyramid)):
+            chosen.append(part.topk(most, 1).indices.sort(1).values + first)
             first += count
         image = torch.arange(pyramid.images, device=probability.device) * pyramid.locations
-        flat = (torch.cat(chosen, 1) + image[:, None]).flatten()
-        return flat if self.threshold == 0 else flat[probability.flatten()[flat] >= self.threshold]
+        return torch.cat(chosen, 1) + image[:, None]

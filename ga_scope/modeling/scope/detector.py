@@ -7,6 +7,7 @@ from torchvision.ops import nms
 from ..box_coding import clip_boxes
 from ..detections import Detections
 from ..losses import sigmoid_focal_loss
+from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
 from .head import ScopeHead, ScopePredictions
 from .losses import bin_loss, box_loss, distance_iou
@@ -105,6 +106,40 @@ class ScopeDetector(nn.Module):
         self, pyramid: Pyramid, predictions: ScopePredictions, image_sizes
     ) -> list[tuple[Detections, Tensor]]:
         """The detections of every image, and the locations (D,) of the image that they come from."""
+        boxes, scores, rows, classes = self._candidates(pyramid, predictions)
+        results = []
+        for image, size in enumerate(image_sizes):
+            clipped = clip_boxes(boxes[image], size)
+            kept = self._suppress(clipped, scores[image], classes[image], size)
+            found = Detections(clipped[kept], scores[image][kept], classes[image][kept])
+            results.append((found, rows[image][kept]))
+        return results
+
+    @torch.no_grad()
+    def padded_detections(self, features: list[Tensor], image_sizes: Tensor) -> PaddedDetections:
+        """The detections of inference in tensors whose sizes follow from the features' alone; the device is not waited
+        for (:mod:`ga_scope.modeling.padded`).
+
+        Args:
+            features: (N, channels, H_l, W_l) per level.
+            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
+        """
+        pyramid = Pyramid.of(features, self.strides)
+        boxes, scores, _, classes = self._candidates(pyramid, self.head(pyramid, features))
+        return pad_detections(
+            boxes,
+            scores,
+            classes,
+            image_sizes,
+            nms_thresh=self.nms_thresh,
+            most=self.detections_per_image,
+            clip_first=True,
+        )
+
+    def _candidates(self, pyramid, predictions):
+        """The ``topk`` best of every level: boxes (N, K, 4) not clipped, scores (N, K), locations of the image (N, K),
+        classes (N, K). Where no more classes are above ``score_thresh`` the score is 0.
+        """
         centers = pyramid.centers(predictions.borders.device)
         strides = pyramid.per_level(self.strides, centers.device)
         # The best class of a location decides whether any of its classes is among the best K of the level, so the
@@ -112,25 +147,21 @@ class ScopeDetector(nn.Module):
         best = predictions.class_logits.amax(-1).sigmoid()
         localization = self.localization_score(predictions.bin_logits) if self.rescore else torch.ones_like(best)
         best = best * localization
-        results = []
-        for image, size in enumerate(image_sizes):
-            candidates, first = [], 0
-            for count in pyramid.counts:
-                rows = best[image, first : first + count].topk(min(self.topk, count)).indices + first
-                scores = predictions.class_logits[image, rows].sigmoid()
-                ranking = torch.where(scores > self.score_thresh, scores * localization[image, rows, None], 0)
-                top = ranking.flatten().topk(min(self.topk, ranking.numel()))
-                classes = ranking.shape[1]
-                candidates.append((top.values, rows[top.indices // classes], top.indices % classes))
-                first += count
-            scores, rows, classes = (torch.cat(parts) for parts in zip(*candidates))
-            bins = predictions.bin_logits[image, rows].argmax(-1)
-            distances = self.head.distances(predictions.borders[image, rows], bins) * strides[rows, None]
-            boxes = torch.cat([centers[rows] - distances[:, :2], centers[rows] + distances[:, 2:]], 1)
-            boxes = clip_boxes(boxes, size)
-            kept = self._suppress(boxes, scores, classes, size)
-            results.append((Detections(boxes[kept], scores[kept], classes[kept]), rows[kept]))
-        return results
+        image = torch.arange(pyramid.images, device=centers.device)[:, None]
+        candidates, first = [], 0
+        for count in pyramid.counts:
+            rows = best[:, first : first + count].topk(min(self.topk, count), 1).indices + first
+            scores = predictions.class_logits[image, rows].sigmoid()
+            ranking = torch.where(scores > self.score_thresh, scores * localization[image, rows][..., None], 0)
+            classes = ranking.shape[2]
+            top = ranking.flatten(1).topk(min(self.topk, ranking.shape[1] * classes), 1)
+            candidates.append((top.values, rows.gather(1, top.indices // classes), top.indices % classes))
+            first += count
+        scores, rows, classes = (torch.cat(parts, 1) for parts in zip(*candidates))
+        bins = predictions.bin_logits[image, rows].argmax(-1)
+        distances = self.head.distances(predictions.borders[image, rows], bins) * strides[rows][..., None]
+        boxes = torch.cat([centers[rows] - distances[..., :2], centers[rows] + distances[..., 2:]], -1)
+        return boxes, scores, rows, classes
 
     def _suppress(self, boxes, scores, classes, size):
         """Indices of what NMS within each class leaves, best first. Boxes wholly in the padding are empty: left out."""

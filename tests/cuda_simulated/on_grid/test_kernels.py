@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, viou_match
+from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, nms_mask, viou_match
 
 OPS = torch.ops.ga_scope
 
@@ -91,3 +91,14 @@ def test_more_levels_than_the_kernels_hold():
     maps = [torch.randn(1, 4, 3, 3)] * 9
     with pytest.raises(RuntimeError, match="at most 8 levels on CUDA, got 9"):
         masked_conv2d(maps, torch.randn(2, 4, 3, 3), padding=1, locations=torch.tensor([0]))
+
+
+def test_boxes_of_two_launches():
+    launched()
+    nms_mask(torch.rand(3, 100, 4), 0.5)
+    assert launched() == ["nms_pairs", "nms_sweep"]
+
+
+def test_more_boxes_than_the_sweep_holds():
+    with pytest.raises(RuntimeError, match="at most 65536 boxes per entry on CUDA, got 65537"):
+        nms_mask(torch.zeros(1, 65537, 4), 0.5)
