@@ -16,7 +16,7 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
 from ga_scope.train import main
 
-from .conftest import STEPS, assert_learns, config, overrides, randomise, tool
+from .conftest import assert_trained, config, overrides, randomise, short_training, tool
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -83,9 +83,8 @@ def test_detectron2s_own_loader_reads_the_pickle(shapes, random_rpn, tmp_path):
 @pytest.mark.parametrize("name", ["fast_rcnn", "ga_fast_rcnn", "ga_finetune"])
 def test_train_and_evaluate(name, engine, shapes, dumped, tmp_path, losses):
     """From the files to metrics; the model has no RPN."""
-    opts = overrides(shapes, tmp_path, **files(dumped), **{"SOLVER.MAX_ITER": STEPS})
-    (metrics,) = train(name, engine, opts).values()
-    assert_learns(losses)
+    (metrics,) = train(name, engine, short_training(shapes, tmp_path, **files(dumped))).values()
+    assert_trained(losses)
     assert "AP50" in metrics and "AR@100" not in metrics
     saved = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
     assert not any("proposal_generator" in key for key in saved) and any("roi_heads" in key for key in saved)
