@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from ga_scope.ablation.report import as_dict, as_markdown
 from ga_scope.ablation.runs import Run, RunFailed, Suite
 from ga_scope.ablation.tables import AR, GA_RPN, RPN, Row, Table, tables
 from ga_scope.config import ConfigError
+from ga_scope.data import make_shapes
 from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.run import setup
 
@@ -241,3 +243,63 @@ def test_markdown_of_nothing_yet(tmp_path):
     assert "| r | – | – | – | – | – | – | not run | 1 | 2 | 3 | 4 | 5 | – |" in text
     assert "python train_net.py --config-file configs/COCO-Detection/rpn_R_50_FPN_1x.yaml --engine detectron2" in text
     assert GA_RPN.name == "ga_rpn"
+
+
+# ---- with real trainings ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Overrides for a training of four steps on eight images of 64 px."""
+    shapes = make_shapes(tmp_path / "shapes", train=8, val=4, size=64)
+    entries = [
+        [f"tiny_{split}", str(shapes / "annotations" / f"instances_{split}.json"), str(shapes / split)]
+        for split in ("train", "val")
+    ]
+    settings = {
+        "DATASETS.REGISTER": entries,
+        "DATASETS.TRAIN": ("tiny_train",),
+        "DATASETS.TEST": ("tiny_val",),
+        "DATALOADER.NUM_WORKERS": 0,
+        "MODEL.DEVICE": "cpu",
+        "MODEL.FPN.OUT_CHANNELS": 32,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 4,
+    }
+    return [part for key, value in settings.items() for part in (key, value if isinstance(value, str) else repr(value))]
+
+
+@pytest.mark.slow
+def test_kills_of_real_trainings_change_nothing(tiny, tmp_path):
+    """tools/ablate.py, killed five times at random moments: the final table is that of a run in one go."""
+    rows = ["none (RPN)", "L. + S. + F.A."]
+
+    def start(output):
+        flags = ["--table", "4", "--rows", *rows, "--engine", "torchvision", "--output", str(output)]
+        command = [sys.executable, str(ROOT / "tools" / "ablate.py"), *flags, *tiny]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    def table(output):
+        content = json.loads((output / "shapes" / "table_4.json").read_text())
+        return [(row["label"], row["measured"], row["seeds"]) for row in content["rows"]]
+
+    def done(output):
+        return len(list(output.glob("shapes/*/seed0/result.json")))
+
+    began = time.time()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait() == 0
+    one_run = (time.time() - began) / len(rows)
+    for _ in range(5):
+        # The last run must not be through before the last kill.
+        longest = 0.4 if done(killed) else 1.2
+        process = start(killed)
+        time.sleep(random.uniform(0.2, longest) * one_run)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert start(killed).wait() == 0
+    assert done(killed) == len(rows)
+    assert table(killed) == table(whole)
+    assert any(values for _, measured, _ in table(whole) for values in measured.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import STEPS, assert_learns, overfitting, overrides
+from .conftest import assert_trained, overfitting, overrides, short_training
 from .test_torchvision_engine import TRAINABLE
 
 pytestmark = pytest.mark.detectron2
@@ -27,8 +27,8 @@ def run(name, opts, *flags):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
-    run(name, overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": STEPS}))
-    assert_learns(losses)
+    run(name, short_training(shapes, tmp_path))
+    assert_trained(losses)
     assert capsys.readouterr().out.startswith("engine: detectron2 0.")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for key in ("AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100"):
@@ -38,7 +38,7 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
     if name in ("rpn_R_18_FPN", "faster_rcnn_R_18_FPN"):
         assert metrics["active_fraction"] == 3
     weights = {"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}
-    (again,) = run(name, overrides(shapes, tmp_path / "again", **weights), "--eval-only").values()
+    (again,) = run(name, short_training(shapes, tmp_path / "again", **weights), "--eval-only").values()
     for key, value in metrics.items():
         assert value is None or again[key] == pytest.approx(value, abs=1e-9), key
 

@@ -1,6 +1,7 @@
 """Fast R-CNN on proposals from files, and fine-tuning: both engines, from the dump to the metrics."""
 
 import importlib
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.predictor import Predictor as BuiltinPredictor
 from ga_scope.train import main
 
-from .conftest import STEPS, assert_learns, config, overrides, randomise, tool
+from .conftest import assert_trained, config, overrides, randomise, short_training, tool
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
@@ -83,9 +84,8 @@ def test_detectron2s_own_loader_reads_the_pickle(shapes, random_rpn, tmp_path):
 @pytest.mark.parametrize("name", ["fast_rcnn", "ga_fast_rcnn", "ga_finetune"])
 def test_train_and_evaluate(name, engine, shapes, dumped, tmp_path, losses):
     """From the files to metrics; the model has no RPN."""
-    opts = overrides(shapes, tmp_path, **files(dumped), **{"SOLVER.MAX_ITER": STEPS})
-    (metrics,) = train(name, engine, opts).values()
-    assert_learns(losses)
+    (metrics,) = train(name, engine, short_training(shapes, tmp_path, **files(dumped))).values()
+    assert_trained(losses)
     assert "AP50" in metrics and "AR@100" not in metrics
     saved = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
     assert not any("proposal_generator" in key for key in saved) and any("roi_heads" in key for key in saved)
@@ -164,30 +164,53 @@ def test_generator_and_loading_must_agree(shapes, dumped, tmp_path):
         mapper(load_dataset(f"val_{shapes.parent.name}")[0][0])
 
 
-@pytest.mark.detectron2
-@pytest.mark.parametrize(
-    "zoo, opts",
-    [
-        ("COCO-Detection/faster_rcnn_R_50_FPN_1x", []),
-        (
-            "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
-            ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "4"],
-        ),
-    ],
-)
-def test_detectors_of_detectron2s_zoo_can_be_fine_tuned(zoo, opts):
-    """All that they have besides their RPN fits the model of the configuration, and that has nothing more."""
+MASKS = ["MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "4"]
+ZOO = {"COCO-Detection/faster_rcnn_R_50_FPN_1x": [], "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": MASKS}
+FINETUNE = str(ROOT / "configs" / "COCO-Detection" / "ga_finetune_R_50_FPN_3_epochs.yaml")
+
+
+def zoo_model(name, classes=80):
+    """A detector of detectron2's model zoo with random weights."""
     from detectron2 import model_zoo
+    from detectron2.modeling import build_model as build_detectron2
+
+    cfg = model_zoo.get_config(f"{name}.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.NUM_CLASSES = "cpu", classes
+    return build_detectron2(cfg)
+
+
+def without_rpn(state):
+    return {k: v for k, v in state.items() if not k.startswith("proposal_generator")}
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", ZOO)
+def test_detectors_of_detectron2s_zoo_can_be_fine_tuned(name):
+    """All that they have besides their RPN fits the model of the configuration, and that has nothing more."""
     from detectron2.modeling import build_model as build_detectron2
 
     from ga_scope.integrations.detectron2 import run as d2
 
-    trained = model_zoo.get_config(f"{zoo}.yaml")
-    trained.MODEL.DEVICE = "cpu"
-    mine = str(ROOT / "configs" / "COCO-Detection" / "ga_finetune_R_50_FPN_3_epochs.yaml")
-    cfg = d2.setup(mine, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
-    theirs, ours = (
-        {k: v.shape for k, v in build_detectron2(c).state_dict().items() if not k.startswith("proposal_generator")}
-        for c in (trained, cfg)
-    )
-    assert theirs == ours
+    cfg = d2.setup(FINETUNE, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *ZOO[name]])
+    theirs, ours = (without_rpn(model.state_dict()) for model in (zoo_model(name), build_detectron2(cfg)))
+    assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items()}
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name, engine", [*((name, "detectron2") for name in ZOO), (next(iter(ZOO)), "torchvision")])
+def test_fine_tuning_of_a_zoo_file(name, engine, shapes, dumped, tmp_path):
+    """From the zoo's pickle to metrics in one command; with learning rate 0 the detector stays as the file has it."""
+    state = zoo_model(name, classes=5).state_dict()
+    weights = tmp_path / "model_final.pkl"
+    contents = {"model": {k: v.numpy() for k, v in state.items()}, "__author__": "Detectron2 Model Zoo"}
+    weights.write_bytes(pickle.dumps(contents))
+    more = files(dumped) | {"MODEL.WEIGHTS": str(weights), "SOLVER.BASE_LR": 0.0, "SOLVER.MAX_ITER": 1}
+    opts = overrides(shapes, tmp_path / "tuned", **more, **{"MODEL.ROI_HEADS.NUM_CLASSES": 5})
+    arguments = ["--config-file", FINETUNE, "--engine", engine, *opts, *ZOO[name]]
+    (metrics,) = main(arguments).values()
+    assert "AP50" in metrics and ("segm/AP" in metrics) == (ZOO[name] == MASKS)
+    tuned = torch.load(tmp_path / "tuned" / "model_final.pth", weights_only=False)["model"]
+    expected = without_rpn(state)
+    assert set(tuned) == set(expected)
+    for key, value in expected.items():
+        assert torch.equal(torch.as_tensor(tuned[key]), value), key

@@ -17,7 +17,7 @@ from ga_scope.integrations.torchvision.models import build_model
 from ga_scope.integrations.torchvision.run import load_model, setup
 from ga_scope.train import main
 
-from .conftest import STEPS, assert_learns, overfitting, overrides, randomise
+from .conftest import assert_trained, overfitting, overrides, randomise, short_training
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [p.stem for p in sorted((CONFIGS / "shapes").glob("[!B]*.yaml"))]
@@ -35,8 +35,8 @@ def run(name, opts, *flags):
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
-    run(name, overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": STEPS}))
-    assert_learns(losses)
+    run(name, short_training(shapes, tmp_path))
+    assert_trained(losses)
     printed = capsys.readouterr().out
     assert printed.startswith("engine: torchvision (built-in) | device: cpu (")
     assert printed.splitlines()[0].endswith(f"config: {shapes_config(name)}")
@@ -51,7 +51,7 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
     # The same numbers again from the checkpoint.
     again = run(
         name,
-        overrides(shapes, tmp_path / "again", **{"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}),
+        short_training(shapes, tmp_path / "again", **{"MODEL.WEIGHTS": str(tmp_path / "model_final.pth")}),
         "--eval-only",
     )
     (values,) = again.values()
