@@ -3,7 +3,7 @@
 #
 #   tools/gpu_wheels.sh DIR [PYTHON_VERSION]     default 3.12
 #
-# Carry DIR (about 15 MB) to that machine and run there: tools/gpu_check.sh --wheels DIR
+# Carry DIR (about 25 MB) to that machine and run there: tools/gpu_check.sh --wheels DIR
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${1:?a folder for the wheels} version=${2:-3.12}

@@ -1,4 +1,4 @@
-"""tools/gpu_check.sh, run with a stand-in for the interpreter of a machine with a GPU: its bookkeeping, not its steps."""
+"""tools/gpu_check.sh with a stand-in for the interpreter of a machine with a GPU: its bookkeeping, not its steps."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ case "$*" in
 esac
 """
 SANITIZER = """#!/bin/bash
-while [[ $1 == --* ]]; do tool="$tool $1"; case $1 in --tool | --error-exitcode | --kernel-name) shift ;; esac; shift; done
+while [[ $1 == --* ]]; do shift 2; done
 exec "$@"
 """
 
