@@ -8,17 +8,21 @@ The floor is the arithmetic alone at --tflops (bfloat16, dense; 790 was measured
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from pathlib import Path
 
 import torch
 
-from ga_scope.ops import deform_conv2d, viou_match
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import harness, heads
+from ga_scope.modeling.cuda_graph import Replay
+from ga_scope.modeling.guided_anchoring import LocationSelection
+from ga_scope.ops import deform_conv2d, nms_mask, viou_match
 
-SIZES = [(200, 336), (100, 168), (50, 84), (25, 42), (13, 21)]
-STRIDES = [4, 8, 16, 32, 64]
-CHANNELS, OFFSET_GROUPS = 256, 4
+SIZES, STRIDES = harness.LEVELS, harness.STRIDES
+CHANNELS, OFFSET_GROUPS = heads.CHANNELS, 4
 LOCATIONS = sum(h * w for h, w in SIZES)
 FLOP_PER_LOCATION = 2 * 9 * CHANNELS * CHANNELS
 
@@ -91,14 +95,22 @@ class Peer:
 
 
 class Table:
-    def __init__(self, title):
-        self.lines = [title, "", f"{'what':<58} {'median us':>10} {'low':>9} {'high':>9}  notes"]
-        print("\n".join(self.lines))
+    """Lines, printed and written as they come: a time limit loses no row."""
+
+    def __init__(self, title, output):
+        self.output, self.lines = output, []
+        for line in (title, "", f"{'what':<66} {'median us':>10} {'low':>9} {'high':>9}  notes"):
+            self.note(line)
 
     def add(self, what, times, notes=""):
-        line = f"{what:<58} {times[0]:>10.1f} {times[1]:>9.1f} {times[2]:>9.1f}  {notes}".rstrip()
+        self.note(f"{what:<66} {times[0]:>10.1f} {times[1]:>9.1f} {times[2]:>9.1f}  {notes}".rstrip())
+
+    def note(self, line):
         self.lines.append(line)
         print(line, flush=True)
+        if self.output:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self.output.write_text("\n".join(self.lines) + "\n")
 
 
 def dense(table, images, tflops, sets):
@@ -116,7 +128,7 @@ def dense(table, images, tflops, sets):
                 theirs = median_us([p.dense for p in peers], runs=10, warm=2)
                 table.add(f"  torchvision, {label}", theirs, f"{theirs[0] / ours[0]:.2f}x ours")
             except (ImportError, RuntimeError) as error:
-                table.lines.append(f"  torchvision, {label}: {str(error).splitlines()[0]}")
+                table.note(f"  torchvision, {label}: {str(error).splitlines()[0]}")
             del inputs
     torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -162,6 +174,48 @@ def matching(table):
             )
 
 
+def proposals(table, images, dtype, label):
+    """GA-RPN's head and proposals against torchvision's RPN: with a threshold, with a budget, that as a CUDA graph."""
+    sizes = torch.tensor([harness.IMAGE] * images, device="cuda")
+    maps = [
+        [torch.randn(images, CHANNELS, *s, device="cuda").to(dtype, memory_format=torch.channels_last) for s in SIZES]
+        for _ in range(3)
+    ]
+
+    def measure(function):
+        return median_us([functools.partial(function, m) for m in maps])
+
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+        peer = heads.TorchvisionRPN()
+        peer.module.cuda().eval()
+        theirs = measure(peer)
+        table.add(f"RPN + proposals, torchvision, batch {images}, {label}", theirs)
+        for conv in (True, False):
+            rpn = heads.guided_rpn(conv).cuda().eval()
+            name = f"GA-RPN + proposals, batch {images}, {label}, {'with' if conv else 'without'} conv"
+            heads.activate(rpn, maps[0], 0.1)
+            times = {"10 % active": measure(functools.partial(rpn, image_sizes=[harness.IMAGE] * images))}
+            rpn.selection = LocationSelection(0.0, heads.PRE_NMS[1])
+            times["budget"] = measure(functools.partial(rpn.padded_proposals, image_sizes=sizes))
+            replay = Replay(rpn.padded_proposals, maps[0], sizes)
+            times["graph"] = measure(lambda m, replay=replay: replay(m, sizes))
+            for kind, own in times.items():
+                table.add(f"{name}: {kind}", own, f"{own[0] / theirs[0]:.2f}x of the RPN")
+            table.note(f"  budget, eager / graph: {times['budget'][0] / times['graph'][0]:.2f}")
+
+
+def suppression(table):
+    """nms_mask on a budget's proposals, five levels of 1000, against torchvision's batched_nms."""
+    from torchvision.ops import batched_nms
+
+    corner = torch.rand(5, 1000, 2, device="cuda") * torch.tensor([1200.0, 700.0], device="cuda")
+    boxes = torch.cat([corner, corner + torch.exp(torch.empty(5, 1000, 2, device="cuda").uniform_(2.5, 6))], 2)
+    scores, levels = torch.arange(5000, 0, -1.0, device="cuda"), torch.arange(5, device="cuda").repeat_interleave(1000)
+    ours = median_us([lambda: nms_mask(boxes, 0.7)])
+    theirs = median_us([lambda: batched_nms(boxes.flatten(0, 1), scores, levels, 0.7)])
+    table.add("nms_mask, 5 x 1000 boxes", ours, f"torchvision's batched_nms / this {theirs[0] / ours[0]:.2f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
@@ -171,18 +225,18 @@ def main():
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
-    table = Table(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    table = Table(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", args.output)
     with torch.no_grad():
         matching(table)
+        suppression(table)
+        proposals(table, 1, torch.float16, "fp16")
+        proposals(table, 1, torch.float32, "fp32")
         for images in args.batches:
             sets = args.sets if images <= 4 else 2
             dense(table, images, args.tflops, sets)
             sparse(table, images, sets)
     for dtype, label in ((torch.float32, "fp32"), (torch.float16, "fp16")):
         backward(table, min(args.batches), dtype, label)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text("\n".join(table.lines) + "\n")
 
 
 if __name__ == "__main__":

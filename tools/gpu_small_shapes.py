@@ -6,7 +6,7 @@ compute-sanitizer --tool memcheck python tools/gpu_small_shapes.py
 
 import torch
 
-from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, viou_match
+from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, nms_mask, viou_match
 
 
 def convolutions(dtype, channels):
@@ -42,6 +42,11 @@ def main():
         viou_match(boxes, [(9, 11), (5, 6)], [8, 16], shapes=shapes, min_iou=0.3)
         iou_match([torch.rand(300, 4, device="cuda", dtype=dtype).cumsum(1) * 40] * 3, boxes)
         location_targets(boxes, [(9, 11), (5, 6)], [8, 16])
+        crowd = torch.rand(3, 150, 4, device="cuda", dtype=dtype).cumsum(2) * 40
+        nms_mask(crowd, 0.5)
+        nms_mask(
+            crowd, 0.5, groups=torch.randint(2, (3, 150), device="cuda"), valid=torch.rand(3, 150, device="cuda") < 0.8
+        )
     torch.cuda.synchronize()
     print("every kernel ran")
 

@@ -245,7 +245,7 @@ int64_t fused_tile_rows(const Call<T>& call) {
     if (!device.has_tensor_cores()) return 0;
     if (shape.in_channels_per_group() % kChunk != 0 || shape.channels_per_sampling_group() % kChunk != 0) return 0;
     for (const Tensor& map : call.input) {  // places in an image are 32-bit numbers
-      if (map.size(2) * map.stride(2) > INT32_MAX) return 0;
+      if ((map.size(2) - 1) * map.stride(2) + (map.size(3) - 1) * map.stride(3) > INT32_MAX) return 0;
     }
     if (call.conv.rows / 128 >= device.processors() &&
         device.shared_bytes() >= static_cast<int64_t>(sizeof(typename FusedConvolution<T, 128>::Shared))) {

@@ -9,8 +9,8 @@ which for a single map is ``(n * H + y) * W + x``.
 
 On a GPU the results are those of the CPU up to rounding, and:
 
-- Convolutions in bfloat16 and float16, and in float32 where ``torch.backends.cuda.matmul.allow_tf32`` is set, run as
-  one kernel on the tensor cores if the channels of a group (and of an offset group) are a multiple of 64 (float32:
+- Convolutions in bfloat16 and float16, and in float32 where ``torch.backends.cuda.matmul`` allows tf32, run as one
+  kernel on the tensor cores if the channels of a group (and of an offset group) are a multiple of 64 (float32:
   32); interpolated samples are rounded to the dtype before they are multiplied. Everything else goes through columns
   of bounded size and torch's matrix products. Channels_last inputs save a copy.
 - Nothing waits for the device, so calls can be captured in CUDA graphs. A location out of range therefore cannot be

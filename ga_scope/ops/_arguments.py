@@ -60,10 +60,16 @@ def keep_memory_format(output, like):
     return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the question, and guards the answer
+def tf32_allowed():
+    """Whether torch lets float32 matrix products on CUDA round to tf32, by whichever of its two switches."""
+    # allow_tf32, the older one, raises where the newer one was used.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def allow_tf32(inputs):
-    """Whether torch lets float32 products of these tensors round to tf32: its flag for CUDA matmuls."""
-    on_gpu = bool(inputs) and inputs[0].is_cuda and inputs[0].dtype == torch.float32
-    return on_gpu and torch.backends.cuda.matmul.allow_tf32
+    """Whether products of these tensors may round to tf32."""
+    return bool(inputs) and inputs[0].is_cuda and inputs[0].dtype == torch.float32 and tf32_allowed()
 
 
 def cast(tensor, dtype):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from .conftest import assert_trained, overfitting, overrides, short_training
-from .test_torchvision_engine import TRAINABLE
+from .test_torchvision_engine import TRAINABLE, finite_losses
 
 pytestmark = pytest.mark.detectron2
 
@@ -200,6 +200,7 @@ def test_overfits_four_images(model, shapes, four_images, tmp_path):
         (["MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES: expected 5, the categories of"),
         (["MODEL.WEIGHTS", "/nowhere/model.pth"], "/nowhere/model.pth"),
+        (["SOLVER.AMP.ENABLED", "True"], "SOLVER.AMP.ENABLED: expected False on cpu, got True"),
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN: expected at least one dataset"),
         (["DATASETS.TRAIN", "('nowhere',)"], "no dataset 'nowhere'"),
         (["DATASETS.TRAIN", "('coco_2017_train',)"], "instances_train2017.json: no such annotation file"),
@@ -208,6 +209,42 @@ def test_overfits_four_images(model, shapes, four_images, tmp_path):
 def test_bad_input_is_named(opts, message, shapes, tmp_path):
     with pytest.raises(SystemExit, match=message):
         run("ga_faster_rcnn_R_18_FPN", [*overrides(shapes, tmp_path), *opts])
+
+
+def test_amp_is_bfloat16(monkeypatch):
+    """detectron2's AMPTrainer as this project sets it up, with a CPU's autocast: one step, unscaled."""
+    import torch.cuda.amp
+    from detectron2.engine import AMPTrainer
+
+    from ga_scope.integrations.detectron2.engine import use_bfloat16
+
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, data):
+            out = super().forward(data)
+            seen.append(out.dtype)
+            return {"loss": out.float().square().sum()}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.amp, "autocast", lambda dtype: torch.autocast("cpu", dtype=dtype))
+    monkeypatch.setattr(AMPTrainer, "_write_metrics", lambda *_: None)
+    model = Model(3, 2)
+    before = model.weight.detach().clone()
+    trainer = AMPTrainer(
+        model, [torch.randn(4, 3)], torch.optim.SGD(model.parameters(), 0.1), grad_scaler=torch.amp.GradScaler("cpu")
+    )
+    use_bfloat16(trainer)
+    trainer.run_step()
+    assert seen == [torch.bfloat16] and not torch.equal(model.weight, before)
+    trainer.grad_scaler.load_state_dict(trainer.grad_scaler.state_dict())  # as checkpoints do
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN", "ga_retinanet_R_18_FPN"])
+def test_amp_on_a_gpu(name, shapes, tmp_path):
+    run(name, overrides(shapes, tmp_path, **{"MODEL.DEVICE": "cuda", "SOLVER.AMP.ENABLED": True}))
+    assert finite_losses(tmp_path)
 
 
 def test_broken_images_are_named(shapes, tmp_path):

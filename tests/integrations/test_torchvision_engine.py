@@ -1,6 +1,7 @@
 """The built-in engine: training, resuming, evaluation, its configuration, its checkpoints, bad input."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,52 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
     (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics
+
+
+# ---- mixed precision -----------------------------------------------------------------------------
+
+AMP_MODELS = ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN", "ga_retinanet_R_18_FPN"]
+
+
+def finite_losses(output):
+    """Whether the run logged losses, all of them finite."""
+    lines = [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
+    losses = [value for line in lines for key, value in line.items() if "loss" in key]
+    return bool(losses) and all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize("name", AMP_MODELS)
+def test_bfloat16_learns_what_float32_does(name, shapes, tmp_path):
+    """One batch, the same samples: every loss within the rounding of bfloat16, every gradient float32 and finite."""
+    cfg = setup(shapes_config(name), overrides(shapes, tmp_path))
+    trainer = engine.Trainer(cfg)
+    inputs = next(iter(engine.build_train_loader(cfg, 0, 0)))
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", enabled=enabled, dtype=torch.bfloat16):
+            losses = trainer.model(inputs)
+        sum(losses.values()).backward()
+        found.append(losses)
+        for parameter in trainer.model.parameters():
+            assert parameter.grad is None or (parameter.grad.isfinite().all() and parameter.grad.dtype == torch.float32)
+        trainer.model.zero_grad()
+    single, half = found
+    assert single.keys() == half.keys()
+    for key in single:
+        torch.testing.assert_close(half[key].float(), single[key], rtol=0.05, atol=0.02)
+
+
+def test_amp_trains(shapes, tmp_path):
+    run("ga_faster_rcnn_R_18_FPN", overrides(shapes, tmp_path, **{"SOLVER.AMP.ENABLED": True}))
+    assert finite_losses(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", AMP_MODELS)
+def test_amp_on_a_gpu(name, shapes, tmp_path):
+    run(name, overrides(shapes, tmp_path, **{"MODEL.DEVICE": "cuda", "SOLVER.AMP.ENABLED": True}))
+    assert finite_losses(tmp_path)
 
 
 # ---- configuration -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ga_scope.modeling.box_coding import BoxCoder
+from ga_scope.modeling.cuda_graph import Replay
 from ga_scope.modeling.guided_anchoring import (
     AnchorShapes,
     FixedShapes,
@@ -115,6 +116,11 @@ def test_a_budget_is_needed():
     for model in (rpn(threshold=0.01, topk=0), retinanet(threshold=0.01, topk=0)):
         with pytest.raises(ValueError, match="selection: expected a budget"):
             padded(model)(features(), torch.tensor(SIZES))
+
+
+def test_a_replay_needs_cuda():
+    with pytest.raises(RuntimeError, match="inputs: expected CUDA tensors"):
+        Replay(rpn().padded_proposals, features(), torch.tensor(SIZES))
 
 
 # ---- what a CUDA graph could not hold --------------------------------------------------------------

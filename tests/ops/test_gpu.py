@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, viou_match
+from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv2d, nms_mask, viou_match
 
 from .test_registration import CALLS
 
@@ -95,7 +95,8 @@ def test_cuda_graph(dtype):
         dense = deform_conv2d(x, offset, weight, padding=1)
         sparse = masked_conv2d(x, weight, padding=1, locations=locations)
         match = viou_match(boxes, [(24, 24)], [8])
-        return dense, sparse, *match, location_targets(boxes, [(24, 24)], [8]), *iou_match(boxes, boxes)
+        kept = nms_mask(boxes[None], 0.5)
+        return dense, sparse, *match, location_targets(boxes, [(24, 24)], [8]), *iou_match(boxes, boxes), kept
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torchvision
 
 from ga_scope.ops import nms_mask, reference
 
@@ -33,6 +32,7 @@ def test_equals_the_definition(count, dtype, device):
 
 @pytest.mark.parametrize("count", [5, 200, 1000])
 def test_equals_torchvision(count, device):
+    torchvision = pytest.importorskip("torchvision")
     boxes = scene(2, count)
     for threshold in (0.5, 0.7):
         kept = nms_mask(boxes, threshold)

@@ -4,13 +4,14 @@ import os
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from ...checkpoint import CheckedLoading
+from ...config import ConfigError
 from .data import build_test_loader, build_train_loader, check_classes
 from .evaluation import GuidedAnchoringEvaluator
 
@@ -31,11 +32,24 @@ class SaveOnInterruption(HookBase):
             self.checkpointer.save(f"model_{trainer.iter - 1:07d}", iteration=trainer.iter - 1)
 
 
+def use_bfloat16(trainer: AMPTrainer):
+    """In place of detectron2's float16: the built-in engine's dtype, with float32's range and so no loss scale."""
+    trainer.precision = torch.bfloat16
+    trainer.grad_scaler = torch.amp.GradScaler("cuda", enabled=False)
+
+
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for this project's configurations."""
 
     def __init__(self, cfg):
+        if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+            raise ConfigError(
+                f"SOLVER.AMP.ENABLED: expected False on {cfg.MODEL.DEVICE}, got True: detectron2 trains so on CUDA, "
+                "the built-in engine (--engine torchvision) on a CPU, too"
+            )
         super().__init__(cfg)
+        if cfg.SOLVER.AMP.ENABLED and torch.cuda.is_bf16_supported(including_emulation=False):
+            use_bfloat16(self._trainer)
         checkpointer = CheckedCheckpointer(self.checkpointer.model, cfg.OUTPUT_DIR)
         checkpointer.checkpointables = self.checkpointer.checkpointables
         self.checkpointer = checkpointer
