@@ -210,7 +210,8 @@ class Engine {
     const auto passes = plan_passes(conv_, sizeof(T), transpose, !reduced_precision(args_.input[0].scalar_type()));
     const Rows rows(args_, conv_, passes.size() > 1);
     const RowMatrix out(output, args_.locations.has_value());
-    for (const PassRange& range : passes) forward_pass(range, transpose, rows, out);
+    PassMemory memory;
+    for (const PassRange& range : passes) forward_pass(range, transpose, rows, out, memory);
   }
 
   struct Gradients {
@@ -224,17 +225,18 @@ class Engine {
     const auto passes = plan_passes(conv_, sizeof(Real), transpose || grad_scratch, true);
     const Rows rows(args_, conv_, passes.size() > 1);
     const RowMatrix grad_out(grad_output, args_.locations.has_value());
+    PassMemory memory;
     for (const PassRange& range : passes) {
-      backward_pass(range, transpose, grad_scratch, want_input, want_weight, rows, grad_out, grads);
+      backward_pass(range, transpose, grad_scratch, want_input, want_weight, rows, grad_out, grads, memory);
     }
   }
 
  private:
-  // A pass and the memory it refers to.
-  struct PreparedPass {
-    Pass<T> pass;
+  // What a pass refers to. One pass after the other uses it: freed and allocated anew, it would be there twice,
+  // wherever the allocator cannot give the same place again.
+  struct PassMemory {
     Scratch<T> input;
-    Scratch<Real> packed, packed_adjoint, grad_input, grad_weight;
+    Scratch<Real> packed, grad_input, grad_weight;
   };
 
   int64_t map_pixels(int64_t map) const {
@@ -242,9 +244,8 @@ class Engine {
     return level.height * level.width;
   }
 
-  PreparedPass prepare(const PassRange& range, const Rows& rows, bool transpose, bool backward) {
-    PreparedPass prepared;
-    Pass<T>& pass = prepared.pass;
+  Pass<T> prepare(const PassRange& range, const Rows& rows, bool transpose, bool backward, PassMemory& memory) {
+    Pass<T> pass;
     const ConvolutionShape& shape = conv_.shape;
     pass.shape = &shape;
     pass.images = conv_.images;
@@ -262,9 +263,9 @@ class Engine {
       }
     }
     lay_out_blocks(pass);
-    pack(prepared, backward);
-    place_maps(prepared, range, rows, transpose);
-    return prepared;
+    pack(pass, backward, memory);
+    place_maps(pass, range, rows, transpose, memory);
+    return pass;
   }
 
   void lay_out_blocks(Pass<T>& pass) {
@@ -279,21 +280,19 @@ class Engine {
     pass.columns = ceil_div(column, kernels_.vector_width) * kernels_.vector_width + kernels_.vector_width;
   }
 
-  void pack(PreparedPass& prepared, bool backward) {
+  // Backward needs the adjoint alone: it multiplies gradients, not columns, with the weight.
+  void pack(Pass<T>& pass, bool backward, PassMemory& memory) {
     const ConvolutionShape& shape = conv_.shape;
     const int64_t out = shape.out_channels_per_group();
-    int64_t size = 0, size_adjoint = 0;
-    for (const auto& block : prepared.pass.blocks) {
-      size += kernels_.packed_size(block.depth, out);
-      size_adjoint += kernels_.packed_size(out, block.depth);
+    int64_t size = 0;
+    for (const auto& block : pass.blocks) {
+      size += backward ? kernels_.packed_size(out, block.depth) : kernels_.packed_size(block.depth, out);
     }
     const T* weight = static_cast<const T*>(args_.weight.data_ptr());
     const int64_t* strides = args_.weight.strides().data();
-    // Backward needs the adjoint alone: it multiplies gradients, not columns, with the weight.
-    Scratch<Real>& memory = backward ? prepared.packed_adjoint : prepared.packed;
-    memory = Scratch<Real>(backward ? size_adjoint : size);
-    Real* next = memory.get();
-    for (auto& block : prepared.pass.blocks) {
+    memory.packed.reserve(size);
+    Real* next = memory.packed.get();
+    for (auto& block : pass.blocks) {
       if (backward) {
         block.packed_adjoint = next;
         parallel(out, 8,
@@ -308,17 +307,16 @@ class Engine {
     }
   }
 
-  void place_maps(PreparedPass& prepared, const PassRange& range, const Rows& rows, bool transpose) {
-    Pass<T>& pass = prepared.pass;
+  void place_maps(Pass<T>& pass, const PassRange& range, const Rows& rows, bool transpose, PassMemory& memory) {
     const int64_t channels = range.channel_end - range.channel_begin;
     pass.maps.resize(conv_.input_levels.size() * conv_.images);
     if (transpose) {
       int64_t pixels = 0;
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-      prepared.input = Scratch<T>(pixels * channels);
+      memory.input.reserve(pixels * channels);
     }
     const TouchedPixels touched = transpose ? touched_pixels(range, rows) : TouchedPixels{};
-    T* next = prepared.input.get();
+    T* next = memory.input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
       const Tensor& level = args_.input[m / conv_.images];
       const int64_t image = m % conv_.images;
@@ -420,9 +418,9 @@ class Engine {
 
   // ---- forward ----------------------------------------------------------------------------------
 
-  void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out) {
-    const PreparedPass prepared = prepare(range, rows, transpose, false);
-    const Pass<T>& pass = prepared.pass;
+  void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out,
+                    PassMemory& memory) {
+    const Pass<T> pass = prepare(range, rows, transpose, false, memory);
     const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
     const int64_t share = ceil_div(ceil_div(count, num_threads()), kMicroRows) * kMicroRows;
     const int64_t tile = std::max(kMicroRows, std::min(kTileRows, share));
@@ -496,18 +494,17 @@ class Engine {
   // ---- backward ---------------------------------------------------------------------------------
 
   void backward_pass(const PassRange& range, bool transpose, bool grad_scratch, bool want_input, bool want_weight,
-                     const Rows& rows, const RowMatrix& grad_out, Gradients& grads) {
-    PreparedPass prepared = prepare(range, rows, transpose, true);
-    Pass<T>& pass = prepared.pass;
-    if (want_input) place_grad_maps(prepared, range, grad_scratch, grads.input);
+                     const Rows& rows, const RowMatrix& grad_out, Gradients& grads, PassMemory& memory) {
+    Pass<T> pass = prepare(range, rows, transpose, true, memory);
+    if (want_input) place_grad_maps(pass, range, grad_scratch, grads.input, memory);
     const int64_t width = kernels_.vector_width;
     const int64_t grad_weight_stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width;
     if (want_weight) {
       int64_t depth = 0;
       for (const auto& block : pass.blocks) depth += block.depth;
-      prepared.grad_weight = Scratch<Real>(depth * grad_weight_stride);
-      std::fill_n(prepared.grad_weight.get(), depth * grad_weight_stride, Real(0));
-      Real* next = prepared.grad_weight.get();
+      memory.grad_weight.reserve(depth * grad_weight_stride);
+      std::fill_n(memory.grad_weight.get(), depth * grad_weight_stride, Real(0));
+      Real* next = memory.grad_weight.get();
       for (auto& block : pass.blocks) {
         block.grad_weight = next;
         next += block.depth * grad_weight_stride;
@@ -566,19 +563,20 @@ class Engine {
     if (want_input && grad_scratch) collect_input_gradient(pass, range, grads.input);
   }
 
-  void place_grad_maps(PreparedPass& prepared, const PassRange& range, bool scratch, std::vector<Tensor>& grad_input) {
+  void place_grad_maps(Pass<T>& pass, const PassRange& range, bool scratch, std::vector<Tensor>& grad_input,
+                       PassMemory& memory) {
     const int64_t channels = range.channel_end - range.channel_begin;
     if (scratch) {
       int64_t pixels = 0;
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-      prepared.grad_input = Scratch<Real>(pixels * channels);
-      Real* data = prepared.grad_input.get();
+      memory.grad_input.reserve(pixels * channels);
+      Real* data = memory.grad_input.get();
       parallel(pixels, 1024,
                [&](int64_t b, int64_t e) { std::fill(data + b * channels, data + e * channels, Real(0)); });
     }
-    Real* next = prepared.grad_input.get();
+    Real* next = memory.grad_input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
-      ImageMap<T>& map = prepared.pass.maps[m];
+      ImageMap<T>& map = pass.maps[m];
       if (scratch) {
         map.grad = next;
         map.grad_stride_x = channels, map.grad_stride_y = map.width * channels;
