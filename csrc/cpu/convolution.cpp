@@ -4,9 +4,10 @@
 // the L2 cache and multiplies them with the packed weight; the columns of a whole map never exist.
 //
 // Gathers want the channels of a pixel side by side. Where the input has them so (channels_last) there is
-// one pass over everything. Otherwise the input is transposed piecewise into a scratch buffer of bounded
-// size: a pass covers as many maps as fit, or, of a map too large for that, as many channels as fit, and
-// the passes over a map's channels add up in the output.
+// one pass over everything; so there is where a sparse mask reads little of the input, one number at a time.
+// Otherwise the input is transposed piecewise into a scratch buffer of bounded size: a pass covers as many
+// maps as fit, or, of a map too large for that, as many channels as fit, and the passes over a map's
+// channels add up in the output.
 //
 // The backward pass works on super-tiles: first, in parallel over rows, gather the columns, multiply the
 // output's gradient with the weight and correlate for the offsets; then, in parallel over the weight's
@@ -205,7 +206,7 @@ class Engine {
   }
 
   void forward(std::vector<Tensor>& output) {
-    const bool transpose = !all_channels_contiguous(args_.input);
+    const bool transpose = transposition_pays();
     // Sums of reduced precision would be rounded between passes: those take a map's channels whole.
     const auto passes = plan_passes(conv_, sizeof(T), transpose, !reduced_precision(args_.input[0].scalar_type()));
     const Rows rows(args_, conv_, passes.size() > 1);
@@ -220,7 +221,7 @@ class Engine {
   };
 
   void backward(const std::vector<Tensor>& grad_output, bool want_input, bool want_weight, Gradients& grads) {
-    const bool transpose = !all_channels_contiguous(args_.input);
+    const bool transpose = transposition_pays();
     const bool grad_scratch = want_input && (!std::is_same_v<T, Real> || !all_channels_contiguous(grads.input));
     const auto passes = plan_passes(conv_, sizeof(Real), transpose || grad_scratch, true);
     const Rows rows(args_, conv_, passes.size() > 1);
@@ -232,6 +233,15 @@ class Engine {
   }
 
  private:
+  // Unless channels are side by side already, or the rows read fewer pixels than the maps have. (Where offsets
+  // lead, a pixel takes four reads, and transposition pays for fewer rows yet.)
+  bool transposition_pays() const {
+    if (all_channels_contiguous(args_.input)) return false;
+    int64_t pixels = 0;
+    for (const LevelShape& level : conv_.input_levels) pixels += conv_.images * level.height * level.width;
+    return conv_.shape.offset_groups > 0 || conv_.rows * conv_.shape.taps() > pixels;
+  }
+
   // What a pass refers to. One pass after the other uses it: freed and allocated anew, it would be there twice,
   // wherever the allocator cannot give the same place again.
   struct PassMemory {
@@ -244,7 +254,7 @@ class Engine {
     return level.height * level.width;
   }
 
-  Pass<T> prepare(const PassRange& range, const Rows& rows, bool transpose, bool backward, PassMemory& memory) {
+  Pass<T> prepare(const PassRange& range, bool transpose, bool backward, PassMemory& memory) {
     Pass<T> pass;
     const ConvolutionShape& shape = conv_.shape;
     pass.shape = &shape;
@@ -254,6 +264,7 @@ class Engine {
     pass.group_begin = range.channel_begin / pass.channels_per_group;
     pass.group_end = ceil_div(range.channel_end, pass.channels_per_group);
     pass.zeros = zeros_.get();
+    pass.channels_contiguous = transpose || all_channels_contiguous(args_.input);
     if (shape.offset_groups) {
       pass.offset = RowMatrix(args_.offset, args_.locations.has_value());
       pass.mask = RowMatrix(args_.mask, args_.locations.has_value());
@@ -264,7 +275,7 @@ class Engine {
     }
     lay_out_blocks(pass);
     pack(pass, backward, memory);
-    place_maps(pass, range, rows, transpose, memory);
+    place_maps(pass, range, transpose, memory);
     return pass;
   }
 
@@ -307,7 +318,7 @@ class Engine {
     }
   }
 
-  void place_maps(Pass<T>& pass, const PassRange& range, const Rows& rows, bool transpose, PassMemory& memory) {
+  void place_maps(Pass<T>& pass, const PassRange& range, bool transpose, PassMemory& memory) {
     const int64_t channels = range.channel_end - range.channel_begin;
     pass.maps.resize(conv_.input_levels.size() * conv_.images);
     if (transpose) {
@@ -315,7 +326,6 @@ class Engine {
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
       memory.input.reserve(pixels * channels);
     }
-    const TouchedPixels touched = transpose ? touched_pixels(range, rows) : TouchedPixels{};
     T* next = memory.input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
       const Tensor& level = args_.input[m / conv_.images];
@@ -323,57 +333,22 @@ class Engine {
       ImageMap<T>& map = pass.maps[m];
       map.height = level.size(2), map.width = level.size(3);
       if (transpose) {
-        gather_channels(Planes<T>(level, image, range.channel_begin, range.channel_end), map_pixels(m),
-                        touched.empty() ? nullptr : &touched[m - range.map_begin], next);
+        gather_channels(Planes<T>(level, image, range.channel_begin, range.channel_end), map_pixels(m), next);
         map.data = next;
         map.stride_x = channels, map.stride_y = map.width * channels;
         next += map_pixels(m) * channels;
       } else {
-        map.data = static_cast<const T*>(level.data_ptr()) + image * level.stride(0) + range.channel_begin;
-        map.stride_y = level.stride(2), map.stride_x = level.stride(3);
+        map.stride_c = level.stride(1), map.stride_y = level.stride(2), map.stride_x = level.stride(3);
+        map.data =
+            static_cast<const T*>(level.data_ptr()) + image * level.stride(0) + range.channel_begin * map.stride_c;
       }
     }
   }
 
-  // Per map of a pass, whether any row reads from each block of kPixelBlock pixels, numbered y * width + x.
-  // Empty: all are read. A sparse mask leaves most of a large map untouched, and then untransposed.
-  using TouchedPixels = std::vector<std::vector<char>>;
-  static constexpr int64_t kPixelBlock = 16;
-
-  TouchedPixels touched_pixels(const PassRange& range, const Rows& rows) const {
-    const ConvolutionShape& shape = conv_.shape;
-    const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
-    TouchedPixels touched;
-    int64_t pixels = 0;
-    for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-    // Where offsets lead is not known yet; where many rows are, they read from everywhere.
-    if (shape.offset_groups || count * shape.taps() > pixels) return touched;
-    for (int64_t m = range.map_begin; m < range.map_end; ++m) {
-      touched.emplace_back(ceil_div(map_pixels(m), kPixelBlock), 0);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      Row row;
-      rows.get(begin + r, 1, &row);
-      const int64_t map = row.at.level * conv_.images + row.at.image;
-      if (map < range.map_begin || map >= range.map_end) continue;
-      const LevelShape& level = conv_.input_levels[row.at.level];
-      const int64_t left = row.at.x * shape.stride_w - shape.padding_w;
-      const int64_t x0 = std::max<int64_t>(0, left);
-      const int64_t x1 = std::min(level.width - 1, left + (shape.kernel_w - 1) * shape.dilation_w);
-      for (int64_t ky = 0; ky < shape.kernel_h && x0 <= x1; ++ky) {
-        const int64_t y = row.at.y * shape.stride_h - shape.padding_h + ky * shape.dilation_h;
-        if (y < 0 || y >= level.height) continue;
-        const int64_t first = (y * level.width + x0) / kPixelBlock, last = (y * level.width + x1) / kPixelBlock;
-        std::fill_n(touched[map - range.map_begin].begin() + first, last - first + 1, 1);
-      }
-    }
-    return touched;
-  }
-
-  // to[pixel * channels + c] for the touched pixels of the map; null: for all.
-  void gather_channels(const Planes<T>& planes, int64_t pixels, const std::vector<char>* touched, T* to) const {
+  // to[pixel * channels + c] for all pixels of the map.
+  void gather_channels(const Planes<T>& planes, int64_t pixels, T* to) const {
     const int64_t channels = planes.channels;
-    const auto gather = [&](int64_t begin, int64_t end) {
+    parallel(pixels, 512, [&](int64_t begin, int64_t end) {
       planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, const T* from) {
         T* at = to + first * channels;
         if (planes.stride_x == 1) {
@@ -385,16 +360,6 @@ class Engine {
           }
         }
       });
-    };
-    parallel(ceil_div(pixels, kPixelBlock), 32, [&](int64_t begin, int64_t end) {
-      if (touched == nullptr) return gather(begin * kPixelBlock, std::min(pixels, end * kPixelBlock));
-      for (int64_t block = begin; block < end; ++block) {
-        if (!(*touched)[block]) continue;
-        int64_t stop = block + 1;
-        while (stop < end && (*touched)[stop]) ++stop;
-        gather(block * kPixelBlock, std::min(pixels, stop * kPixelBlock));
-        block = stop;
-      }
     });
   }
 
@@ -420,10 +385,11 @@ class Engine {
 
   void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out,
                     PassMemory& memory) {
-    const Pass<T> pass = prepare(range, rows, transpose, false, memory);
+    const Pass<T> pass = prepare(range, transpose, false, memory);
     const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
-    const int64_t share = ceil_div(ceil_div(count, num_threads()), kMicroRows) * kMicroRows;
-    const int64_t tile = std::max(kMicroRows, std::min(kTileRows, share));
+    // Tiles of nearly the same size, as many for each thread.
+    const int64_t share = ceil_div(count, num_threads()), tiles = std::max<int64_t>(1, ceil_div(share, kTileRows));
+    const int64_t tile = std::max<int64_t>(1, ceil_div(ceil_div(share, tiles), kMicroRows)) * kMicroRows;
     const int64_t width = kernels_.vector_width;
     const int64_t stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width * conv_.shape.groups;
     const bool first_pass = range.channel_begin == 0;
@@ -495,7 +461,7 @@ class Engine {
 
   void backward_pass(const PassRange& range, bool transpose, bool grad_scratch, bool want_input, bool want_weight,
                      const Rows& rows, const RowMatrix& grad_out, Gradients& grads, PassMemory& memory) {
-    Pass<T> pass = prepare(range, rows, transpose, true, memory);
+    Pass<T> pass = prepare(range, transpose, true, memory);
     if (want_input) place_grad_maps(pass, range, grad_scratch, grads.input, memory);
     const int64_t width = kernels_.vector_width;
     const int64_t grad_weight_stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width;
