@@ -219,23 +219,6 @@ def test_empty_inputs_have_gradients():
             assert (grad == 0).all()
 
 
-def test_same_numbers_on_any_number_of_threads():
-    case = random_convolution(images=3, levels=3, dtype=torch.float32, square=True)
-    offset, mask = random_positions(case, case.locations, True, torch.float32)
-    every = torch.arange(case.locations)
-    leaves = [t.requires_grad_() for t in (*case.maps, offset, case.weight, mask)]
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            out = deform_conv2d(case.maps, offset, case.weight, **case.settings, mask=mask, locations=every)
-            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
 def test_autocast(device):
     x, weight = torch.randn(1, 8, 6, 6), torch.randn(4, 8, 3, 3)
     offset = torch.randn(1, 18, 6, 6)

@@ -238,22 +238,6 @@ def test_location_targets_ignore_cells_in_ignore_boxes():
             assert torch.equal(label, reference.location_targets(image, sizes, strides, ignore_boxes=region))
 
 
-def test_matching_is_the_same_on_any_number_of_threads():
-    anchors, boxes = random_boxes(5000, (300, 300)), random_boxes(60, (300, 300))
-    boxes = torch.cat([boxes, boxes])  # every box twice: ties everywhere
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            levels = [(60, 60), (30, 30)], [5, 10]
-            outputs = *iou_match(anchors, boxes, ignore_boxes=boxes[:9]), location_targets([boxes, boxes[:7]], *levels)
-            results.append((*outputs, *viou_match(boxes, *levels, ignore_boxes=boxes[:9])))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
-
-
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("block", range(5))
 def test_location_targets_equal_a_raster(block):
