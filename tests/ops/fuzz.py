@@ -21,7 +21,7 @@ from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv
 
 from .cases import random_boxes, random_convolution, random_locations
 
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, MemoryError)
 BAD_NUMBERS = (math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e9, -1e9, 1e30, -3e38, 1e-40, 0.5)
 BAD_INTEGERS = (0, -1, -(2**31), 2**31, 2**40, 2**62, 2**63 - 1, -(2**63), 7)
 BAD_OBJECTS = (None, "text", 1.5, [], [None], (), {}, torch.tensor(3.0), torch.zeros(0), torch.zeros(2, 2), object())
