@@ -27,7 +27,7 @@ def main():
     parser.add_argument("names", nargs="*", help=f"which ones (default: all): {', '.join(NAMES)}")
     parser.add_argument("--csv", type=Path, help="write all rows here")
     parser.add_argument("--compare", type=Path, help="rows of an earlier run, to set beside these")
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds to spend on each variant (default 4)")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds to spend on each variant (default 2)")
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(NAMES))
     if unknown:

@@ -31,19 +31,20 @@ def seconds(function):
     return Clock.now() - start
 
 
-def time_together(functions, budget=4.0, most=21):
+def time_together(functions, budget=2.0, least=3, most=21, slow=4.0):
     """Seconds of every run of each function, run in turns so that a drift of the machine meets all alike.
 
-    Each runs once to warm up, then at least 3 and at most ``most`` times, about ``budget`` seconds in all.
+    Each runs once to warm up, then ``least`` to ``most`` times, about ``budget`` seconds in all. A first
+    run of more than ``slow`` seconds is the only one: warming up is a small part of it.
     """
-    runs = {}
+    times, runs = {}, {}
     for name, function in functions.items():
-        seconds(function)
-        runs[name] = min(most, max(3, int(budget / seconds(function))))
-    times = {name: [] for name in functions}
-    for turn in range(max(runs.values())):
+        first = seconds(function)
+        times[name] = [first] if first > slow else []
+        runs[name] = 1 if first > slow else min(most, max(least, int(budget / first)))
+    for _ in range(max(runs.values())):
         for name, function in functions.items():
-            if turn < runs[name]:
+            if len(times[name]) < runs[name]:
                 times[name].append(seconds(function))
     return times
 
@@ -86,7 +87,7 @@ def peak_extra_mb(function):
 class Benchmark:
     """Collects rows and prints them, one table per case."""
 
-    def __init__(self, name, budget=4.0):
+    def __init__(self, name, budget=2.0):
         self.name = name
         self.budget = budget
         self.rows = []
@@ -230,7 +231,7 @@ def main(run, doc, name):
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--csv", type=Path, help="write the rows here")
     parser.add_argument("--compare", type=Path, help="rows of an earlier run, to set beside these")
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds to spend on each variant (default 4)")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds to spend on each variant (default 2)")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread and its processor time: for a machine that is not idle"

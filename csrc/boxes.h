@@ -33,6 +33,15 @@ inline void check_boxes(const char* op, const char* name, const Tensor& boxes, c
   check(boxes.size(0) < std::numeric_limits<int32_t>::max(), op, name, "fewer than 2^31 boxes", boxes.size(0));
 }
 
+inline void check_ignore_boxes(const char* op, const Tensor& ignore_boxes, const std::vector<int64_t>& ignore_counts,
+                               const Tensor& gt_boxes, const std::vector<int64_t>& gt_counts) {
+  check_boxes(op, "ignore_boxes", ignore_boxes, "ignore_counts", ignore_counts);
+  check_dtype(op, "ignore_boxes", ignore_boxes, gt_boxes.scalar_type());
+  check_same_device(op, "ignore_boxes", ignore_boxes, gt_boxes);
+  check(ignore_counts.size() == gt_counts.size(), op, "ignore_counts", text(gt_counts.size(), " images"),
+        ignore_counts.size());
+}
+
 inline std::vector<int64_t> starts_of(const std::vector<int64_t>& counts) {
   std::vector<int64_t> starts(counts.size() + 1, 0);
   for (size_t i = 0; i < counts.size(); ++i) starts[i + 1] = starts[i] + counts[i];
@@ -91,6 +100,10 @@ inline std::vector<LevelShape> check_variable_anchors(const char* op, const Tens
     check_same_device(op, "size_range", *args.size_range, gt_boxes);
   }
   return level_shapes;
+}
+
+inline void check_ignore_from(const char* op, double ignore_from) {
+  check(ignore_from > 0 && ignore_from <= 1, op, "ignore_from", "a number in (0, 1]", ignore_from);
 }
 
 inline void check_regions(const char* op, double sigma, double center_ratio, double ignore_ratio) {

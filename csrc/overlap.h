@@ -15,6 +15,7 @@ struct Box {
   GA_HOST_DEVICE Real area() const { return width() * height(); }
   // False for NaN, too.
   GA_HOST_DEVICE bool valid() const { return x2 > x1 && y2 > y1; }
+  GA_HOST_DEVICE bool contains(Real x, Real y) const { return x >= x1 && x <= x2 && y >= y1 && y <= y2; }
 };
 
 template <class Real>
@@ -47,10 +48,21 @@ GA_HOST_DEVICE Real ratio_of_overlap(Real intersection, Real other_areas) {
 }
 
 template <class Real>
-GA_HOST_DEVICE Real box_iou(const Box<Real>& a, const Box<Real>& b) {
+GA_HOST_DEVICE Real intersection(const Box<Real>& a, const Box<Real>& b) {
   const Real w = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), Real(0));
   const Real h = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), Real(0));
-  return ratio_of_overlap(w * h, a.area() + b.area());
+  return w * h;
+}
+
+template <class Real>
+GA_HOST_DEVICE Real box_iou(const Box<Real>& a, const Box<Real>& b) {
+  return ratio_of_overlap(intersection(a, b), a.area() + b.area());
+}
+
+// The part of the anchor's area that lies in the box; 0 where one of them is not valid.
+template <class Real>
+GA_HOST_DEVICE Real part_inside(const Box<Real>& anchor, const Box<Real>& box) {
+  return anchor.valid() && box.valid() ? intersection(anchor, box) / anchor.area() : Real(0);
 }
 
 // The sizes between which the best one lies. For a fixed height, IoU as a function of the width rises up

@@ -1,7 +1,8 @@
-// Ground-truth boxes in host memory.
+// Boxes in host memory.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "../boxes.h"
@@ -20,5 +21,19 @@ std::vector<Box<Real>> read_boxes(const Tensor& boxes) {
   }
   return out;
 }
+
+// Boxes of a batch: those of image n are [starts[n], starts[n + 1]).
+template <class Real>
+struct BoxesOfImages {
+  BoxesOfImages(const Tensor& tensor, const std::vector<int64_t>& counts)
+      : boxes(read_boxes<Real>(tensor)), starts(starts_of(counts)) {}
+
+  std::span<const Box<Real>> of(int64_t image) const {
+    return {boxes.data() + starts[image], boxes.data() + starts[image + 1]};
+  }
+
+  std::vector<Box<Real>> boxes;
+  std::vector<int64_t> starts;
+};
 
 }  // namespace ga_scope::cpu

@@ -4,9 +4,10 @@
 // the L2 cache and multiplies them with the packed weight; the columns of a whole map never exist.
 //
 // Gathers want the channels of a pixel side by side. Where the input has them so (channels_last) there is
-// one pass over everything. Otherwise the input is transposed piecewise into a scratch buffer of bounded
-// size: a pass covers as many maps as fit, or, of a map too large for that, as many channels as fit, and
-// the passes over a map's channels add up in the output.
+// one pass over everything; so there is where a sparse mask reads little of the input, one number at a time.
+// Otherwise the input is transposed piecewise into a scratch buffer of bounded size: a pass covers as many
+// maps as fit, or, of a map too large for that, as many channels as fit, and the passes over a map's
+// channels add up in the output.
 //
 // The backward pass works on super-tiles: first, in parallel over rows, gather the columns, multiply the
 // output's gradient with the weight and correlate for the offsets; then, in parallel over the weight's
@@ -205,12 +206,13 @@ class Engine {
   }
 
   void forward(std::vector<Tensor>& output) {
-    const bool transpose = !all_channels_contiguous(args_.input);
+    const bool transpose = transposition_pays();
     // Sums of reduced precision would be rounded between passes: those take a map's channels whole.
     const auto passes = plan_passes(conv_, sizeof(T), transpose, !reduced_precision(args_.input[0].scalar_type()));
     const Rows rows(args_, conv_, passes.size() > 1);
     const RowMatrix out(output, args_.locations.has_value());
-    for (const PassRange& range : passes) forward_pass(range, transpose, rows, out);
+    PassMemory memory;
+    for (const PassRange& range : passes) forward_pass(range, transpose, rows, out, memory);
   }
 
   struct Gradients {
@@ -219,22 +221,32 @@ class Engine {
   };
 
   void backward(const std::vector<Tensor>& grad_output, bool want_input, bool want_weight, Gradients& grads) {
-    const bool transpose = !all_channels_contiguous(args_.input);
+    const bool transpose = transposition_pays();
     const bool grad_scratch = want_input && (!std::is_same_v<T, Real> || !all_channels_contiguous(grads.input));
     const auto passes = plan_passes(conv_, sizeof(Real), transpose || grad_scratch, true);
     const Rows rows(args_, conv_, passes.size() > 1);
     const RowMatrix grad_out(grad_output, args_.locations.has_value());
+    PassMemory memory;
     for (const PassRange& range : passes) {
-      backward_pass(range, transpose, grad_scratch, want_input, want_weight, rows, grad_out, grads);
+      backward_pass(range, transpose, grad_scratch, want_input, want_weight, rows, grad_out, grads, memory);
     }
   }
 
  private:
-  // A pass and the memory it refers to.
-  struct PreparedPass {
-    Pass<T> pass;
+  // Unless channels are side by side already, or the rows read fewer pixels than the maps have. (Where offsets
+  // lead, a pixel takes four reads, and transposition pays for fewer rows yet.)
+  bool transposition_pays() const {
+    if (all_channels_contiguous(args_.input)) return false;
+    int64_t pixels = 0;
+    for (const LevelShape& level : conv_.input_levels) pixels += conv_.images * level.height * level.width;
+    return conv_.shape.offset_groups > 0 || conv_.rows * conv_.shape.taps() > pixels;
+  }
+
+  // What a pass refers to. One pass after the other uses it: freed and allocated anew, it would be there twice,
+  // wherever the allocator cannot give the same place again.
+  struct PassMemory {
     Scratch<T> input;
-    Scratch<Real> packed, packed_adjoint, grad_input, grad_weight;
+    Scratch<Real> packed, grad_input, grad_weight;
   };
 
   int64_t map_pixels(int64_t map) const {
@@ -242,9 +254,8 @@ class Engine {
     return level.height * level.width;
   }
 
-  PreparedPass prepare(const PassRange& range, const Rows& rows, bool transpose, bool backward) {
-    PreparedPass prepared;
-    Pass<T>& pass = prepared.pass;
+  Pass<T> prepare(const PassRange& range, bool transpose, bool backward, PassMemory& memory) {
+    Pass<T> pass;
     const ConvolutionShape& shape = conv_.shape;
     pass.shape = &shape;
     pass.images = conv_.images;
@@ -253,6 +264,7 @@ class Engine {
     pass.group_begin = range.channel_begin / pass.channels_per_group;
     pass.group_end = ceil_div(range.channel_end, pass.channels_per_group);
     pass.zeros = zeros_.get();
+    pass.channels_contiguous = transpose || all_channels_contiguous(args_.input);
     if (shape.offset_groups) {
       pass.offset = RowMatrix(args_.offset, args_.locations.has_value());
       pass.mask = RowMatrix(args_.mask, args_.locations.has_value());
@@ -262,9 +274,9 @@ class Engine {
       }
     }
     lay_out_blocks(pass);
-    pack(prepared, backward);
-    place_maps(prepared, range, rows, transpose);
-    return prepared;
+    pack(pass, backward, memory);
+    place_maps(pass, range, transpose, memory);
+    return pass;
   }
 
   void lay_out_blocks(Pass<T>& pass) {
@@ -279,21 +291,19 @@ class Engine {
     pass.columns = ceil_div(column, kernels_.vector_width) * kernels_.vector_width + kernels_.vector_width;
   }
 
-  void pack(PreparedPass& prepared, bool backward) {
+  // Backward needs the adjoint alone: it multiplies gradients, not columns, with the weight.
+  void pack(Pass<T>& pass, bool backward, PassMemory& memory) {
     const ConvolutionShape& shape = conv_.shape;
     const int64_t out = shape.out_channels_per_group();
-    int64_t size = 0, size_adjoint = 0;
-    for (const auto& block : prepared.pass.blocks) {
-      size += kernels_.packed_size(block.depth, out);
-      size_adjoint += kernels_.packed_size(out, block.depth);
+    int64_t size = 0;
+    for (const auto& block : pass.blocks) {
+      size += backward ? kernels_.packed_size(out, block.depth) : kernels_.packed_size(block.depth, out);
     }
     const T* weight = static_cast<const T*>(args_.weight.data_ptr());
     const int64_t* strides = args_.weight.strides().data();
-    // Backward needs the adjoint alone: it multiplies gradients, not columns, with the weight.
-    Scratch<Real>& memory = backward ? prepared.packed_adjoint : prepared.packed;
-    memory = Scratch<Real>(backward ? size_adjoint : size);
-    Real* next = memory.get();
-    for (auto& block : prepared.pass.blocks) {
+    memory.packed.reserve(size);
+    Real* next = memory.packed.get();
+    for (auto& block : pass.blocks) {
       if (backward) {
         block.packed_adjoint = next;
         parallel(out, 8,
@@ -308,74 +318,37 @@ class Engine {
     }
   }
 
-  void place_maps(PreparedPass& prepared, const PassRange& range, const Rows& rows, bool transpose) {
-    Pass<T>& pass = prepared.pass;
+  void place_maps(Pass<T>& pass, const PassRange& range, bool transpose, PassMemory& memory) {
     const int64_t channels = range.channel_end - range.channel_begin;
     pass.maps.resize(conv_.input_levels.size() * conv_.images);
     if (transpose) {
       int64_t pixels = 0;
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-      prepared.input = Scratch<T>(pixels * channels);
+      memory.input.reserve(pixels * channels);
     }
-    const TouchedPixels touched = transpose ? touched_pixels(range, rows) : TouchedPixels{};
-    T* next = prepared.input.get();
+    T* next = memory.input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
       const Tensor& level = args_.input[m / conv_.images];
       const int64_t image = m % conv_.images;
       ImageMap<T>& map = pass.maps[m];
       map.height = level.size(2), map.width = level.size(3);
       if (transpose) {
-        gather_channels(Planes<T>(level, image, range.channel_begin, range.channel_end), map_pixels(m),
-                        touched.empty() ? nullptr : &touched[m - range.map_begin], next);
+        gather_channels(Planes<T>(level, image, range.channel_begin, range.channel_end), map_pixels(m), next);
         map.data = next;
         map.stride_x = channels, map.stride_y = map.width * channels;
         next += map_pixels(m) * channels;
       } else {
-        map.data = static_cast<const T*>(level.data_ptr()) + image * level.stride(0) + range.channel_begin;
-        map.stride_y = level.stride(2), map.stride_x = level.stride(3);
+        map.stride_c = level.stride(1), map.stride_y = level.stride(2), map.stride_x = level.stride(3);
+        map.data =
+            static_cast<const T*>(level.data_ptr()) + image * level.stride(0) + range.channel_begin * map.stride_c;
       }
     }
   }
 
-  // Per map of a pass, whether any row reads from each block of kPixelBlock pixels, numbered y * width + x.
-  // Empty: all are read. A sparse mask leaves most of a large map untouched, and then untransposed.
-  using TouchedPixels = std::vector<std::vector<char>>;
-  static constexpr int64_t kPixelBlock = 16;
-
-  TouchedPixels touched_pixels(const PassRange& range, const Rows& rows) const {
-    const ConvolutionShape& shape = conv_.shape;
-    const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
-    TouchedPixels touched;
-    int64_t pixels = 0;
-    for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-    // Where offsets lead is not known yet; where many rows are, they read from everywhere.
-    if (shape.offset_groups || count * shape.taps() > pixels) return touched;
-    for (int64_t m = range.map_begin; m < range.map_end; ++m) {
-      touched.emplace_back(ceil_div(map_pixels(m), kPixelBlock), 0);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      Row row;
-      rows.get(begin + r, 1, &row);
-      const int64_t map = row.at.level * conv_.images + row.at.image;
-      if (map < range.map_begin || map >= range.map_end) continue;
-      const LevelShape& level = conv_.input_levels[row.at.level];
-      const int64_t left = row.at.x * shape.stride_w - shape.padding_w;
-      const int64_t x0 = std::max<int64_t>(0, left);
-      const int64_t x1 = std::min(level.width - 1, left + (shape.kernel_w - 1) * shape.dilation_w);
-      for (int64_t ky = 0; ky < shape.kernel_h && x0 <= x1; ++ky) {
-        const int64_t y = row.at.y * shape.stride_h - shape.padding_h + ky * shape.dilation_h;
-        if (y < 0 || y >= level.height) continue;
-        const int64_t first = (y * level.width + x0) / kPixelBlock, last = (y * level.width + x1) / kPixelBlock;
-        std::fill_n(touched[map - range.map_begin].begin() + first, last - first + 1, 1);
-      }
-    }
-    return touched;
-  }
-
-  // to[pixel * channels + c] for the touched pixels of the map; null: for all.
-  void gather_channels(const Planes<T>& planes, int64_t pixels, const std::vector<char>* touched, T* to) const {
+  // to[pixel * channels + c] for all pixels of the map.
+  void gather_channels(const Planes<T>& planes, int64_t pixels, T* to) const {
     const int64_t channels = planes.channels;
-    const auto gather = [&](int64_t begin, int64_t end) {
+    parallel(pixels, 512, [&](int64_t begin, int64_t end) {
       planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, const T* from) {
         T* at = to + first * channels;
         if (planes.stride_x == 1) {
@@ -387,16 +360,6 @@ class Engine {
           }
         }
       });
-    };
-    parallel(ceil_div(pixels, kPixelBlock), 32, [&](int64_t begin, int64_t end) {
-      if (touched == nullptr) return gather(begin * kPixelBlock, std::min(pixels, end * kPixelBlock));
-      for (int64_t block = begin; block < end; ++block) {
-        if (!(*touched)[block]) continue;
-        int64_t stop = block + 1;
-        while (stop < end && (*touched)[stop]) ++stop;
-        gather(block * kPixelBlock, std::min(pixels, stop * kPixelBlock));
-        block = stop;
-      }
     });
   }
 
@@ -420,12 +383,13 @@ class Engine {
 
   // ---- forward ----------------------------------------------------------------------------------
 
-  void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out) {
-    const PreparedPass prepared = prepare(range, rows, transpose, false);
-    const Pass<T>& pass = prepared.pass;
+  void forward_pass(const PassRange& range, bool transpose, const Rows& rows, const RowMatrix& out,
+                    PassMemory& memory) {
+    const Pass<T> pass = prepare(range, transpose, false, memory);
     const int64_t begin = rows.begin(range), count = rows.end(range) - begin;
-    const int64_t share = ceil_div(ceil_div(count, num_threads()), kMicroRows) * kMicroRows;
-    const int64_t tile = std::max(kMicroRows, std::min(kTileRows, share));
+    // Tiles of nearly the same size, as many for each thread.
+    const int64_t share = ceil_div(count, num_threads()), tiles = std::max<int64_t>(1, ceil_div(share, kTileRows));
+    const int64_t tile = std::max<int64_t>(1, ceil_div(ceil_div(share, tiles), kMicroRows)) * kMicroRows;
     const int64_t width = kernels_.vector_width;
     const int64_t stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width * conv_.shape.groups;
     const bool first_pass = range.channel_begin == 0;
@@ -496,18 +460,17 @@ class Engine {
   // ---- backward ---------------------------------------------------------------------------------
 
   void backward_pass(const PassRange& range, bool transpose, bool grad_scratch, bool want_input, bool want_weight,
-                     const Rows& rows, const RowMatrix& grad_out, Gradients& grads) {
-    PreparedPass prepared = prepare(range, rows, transpose, true);
-    Pass<T>& pass = prepared.pass;
-    if (want_input) place_grad_maps(prepared, range, grad_scratch, grads.input);
+                     const Rows& rows, const RowMatrix& grad_out, Gradients& grads, PassMemory& memory) {
+    Pass<T> pass = prepare(range, transpose, true, memory);
+    if (want_input) place_grad_maps(pass, range, grad_scratch, grads.input, memory);
     const int64_t width = kernels_.vector_width;
     const int64_t grad_weight_stride = ceil_div(conv_.shape.out_channels_per_group(), width) * width;
     if (want_weight) {
       int64_t depth = 0;
       for (const auto& block : pass.blocks) depth += block.depth;
-      prepared.grad_weight = Scratch<Real>(depth * grad_weight_stride);
-      std::fill_n(prepared.grad_weight.get(), depth * grad_weight_stride, Real(0));
-      Real* next = prepared.grad_weight.get();
+      memory.grad_weight.reserve(depth * grad_weight_stride);
+      std::fill_n(memory.grad_weight.get(), depth * grad_weight_stride, Real(0));
+      Real* next = memory.grad_weight.get();
       for (auto& block : pass.blocks) {
         block.grad_weight = next;
         next += block.depth * grad_weight_stride;
@@ -566,19 +529,20 @@ class Engine {
     if (want_input && grad_scratch) collect_input_gradient(pass, range, grads.input);
   }
 
-  void place_grad_maps(PreparedPass& prepared, const PassRange& range, bool scratch, std::vector<Tensor>& grad_input) {
+  void place_grad_maps(Pass<T>& pass, const PassRange& range, bool scratch, std::vector<Tensor>& grad_input,
+                       PassMemory& memory) {
     const int64_t channels = range.channel_end - range.channel_begin;
     if (scratch) {
       int64_t pixels = 0;
       for (int64_t m = range.map_begin; m < range.map_end; ++m) pixels += map_pixels(m);
-      prepared.grad_input = Scratch<Real>(pixels * channels);
-      Real* data = prepared.grad_input.get();
+      memory.grad_input.reserve(pixels * channels);
+      Real* data = memory.grad_input.get();
       parallel(pixels, 1024,
                [&](int64_t b, int64_t e) { std::fill(data + b * channels, data + e * channels, Real(0)); });
     }
-    Real* next = prepared.grad_input.get();
+    Real* next = memory.grad_input.get();
     for (int64_t m = range.map_begin; m < range.map_end; ++m) {
-      ImageMap<T>& map = prepared.pass.maps[m];
+      ImageMap<T>& map = pass.maps[m];
       if (scratch) {
         map.grad = next;
         map.grad_stride_x = channels, map.grad_stride_y = map.width * channels;

@@ -186,8 +186,13 @@ void gather_grid(const Pass<T>& pass, const Row& row, ComputeType<T>* columns) {
     const T* pixel = on_map ? map.data + y * map.stride_y + x * map.stride_x : pass.zeros;
     for (const auto& block : pass.blocks) {
       const int64_t count = block.end - block.begin;
-      copy_channels(pixel + (on_map ? block.begin - pass.channel_begin : 0), count,
-                    columns + block.column + tap * count);
+      const T* from = pixel + (on_map ? (block.begin - pass.channel_begin) * map.stride_c : 0);
+      ComputeType<T>* to = columns + block.column + tap * count;
+      if (!on_map || map.stride_c == 1) {
+        copy_channels(from, count, to);
+      } else {
+        for (int64_t c = 0; c < count; ++c) to[c] = static_cast<ComputeType<T>>(from[c * map.stride_c]);
+      }
     }
   });
 }
@@ -283,7 +288,7 @@ void convolution_forward(const Pass<T>& pass, const Row* rows, int64_t count, Co
                          ComputeType<T>* sums, int64_t stride) {
   using Real = ComputeType<T>;
   if constexpr (std::is_same_v<T, Real>) {
-    if (pass.regular()) return forward_in_place(pass, rows, count, sums, stride);
+    if (pass.regular() && pass.channels_contiguous) return forward_in_place(pass, rows, count, sums, stride);
   }
   if (pass.regular()) {
     for (int64_t r = 0; r < count; ++r) gather_grid(pass, rows[r], columns + r * pass.columns);

@@ -1,5 +1,5 @@
-// What the tile kernels of one pass see. A pass covers a range of input channels of a set of image maps,
-// all of them readable with contiguous channels (convolution.cpp says why there can be several).
+// What the tile kernels of one pass see. A pass covers a range of input channels of a set of image maps
+// (convolution.cpp says why there can be several).
 #pragma once
 
 #include <cstdint>
@@ -80,8 +80,8 @@ class RowMatrix {
 template <class T>
 struct ImageMap {
   const T* data = nullptr;
-  int64_t stride_y = 0, stride_x = 0;
-  ComputeType<T>* grad = nullptr;  // backward: where the input's gradient is summed
+  int64_t stride_c = 1, stride_y = 0, stride_x = 0;  // stride_c: 1 where the pass has channels_contiguous
+  ComputeType<T>* grad = nullptr;                    // backward: where the input's gradient is summed
   int64_t grad_stride_y = 0, grad_stride_x = 0;
   int64_t height = 0, width = 0;
 };
@@ -108,8 +108,9 @@ struct Pass {
   // Channels that sample the same places form a group: an offset group, or, on the regular grid, all channels.
   int64_t group_begin, group_end, channels_per_group;
   std::vector<ChannelBlock<Real>> blocks;
-  int64_t columns;  // per row, padding included
-  const T* zeros;   // channel_end - channel_begin of them, read where a tap is off the map
+  int64_t columns;           // per row, padding included
+  const T* zeros;            // channel_end - channel_begin of them, read where a tap is off the map
+  bool channels_contiguous;  // in all maps
 
   RowMatrix offset, mask;
   const Real* offset_weight = nullptr;  // (2 * offset_groups * taps, offset_inputs), or null

@@ -1,4 +1,5 @@
-// location_targets on the CPU: paints the centre and ignore regions of every box (Guided Anchoring, 3.4).
+// location_targets on the CPU: paints the ignore boxes, and the centre and ignore regions of every other (Guided
+// Anchoring, 3.4).
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,8 +14,9 @@ namespace ga_scope::cpu {
 namespace {
 
 template <class Real>
-void paint(const std::vector<LevelShape>& levels, const std::vector<double>& strides, const Box<Real>* boxes,
-           int64_t count, double sigma, double center_ratio, double ignore_ratio, int8_t* labels) {
+void paint(const std::vector<LevelShape>& levels, const std::vector<double>& strides, std::span<const Box<Real>> boxes,
+           std::span<const Box<Real>> ignore_boxes, double sigma, double center_ratio, double ignore_ratio,
+           int8_t* labels) {
   const int num_levels = static_cast<int>(levels.size());
   const auto fill = [&](int level, const Box<Real>& box, double ratio, int8_t label, bool keep_one) {
     const LevelShape& shape = levels[level];
@@ -27,10 +29,12 @@ void paint(const std::vector<LevelShape>& levels, const std::vector<double>& str
       std::fill(row + std::min(columns.first, columns.last), row + columns.last, label);
     }
   };
+  for (const Box<Real>& box : ignore_boxes) {
+    for (int level = 0; level < num_levels && box.valid(); ++level) fill(level, box, 1, -1, false);
+  }
   // All ignore regions before any centre region: CR suppresses IR suppresses OR, in whatever order boxes come.
   for (const bool centres : {false, true}) {
-    for (int64_t g = 0; g < count; ++g) {
-      const Box<Real>& box = boxes[g];
+    for (const Box<Real>& box : boxes) {
       if (!box.valid()) continue;
       const int level = level_of_box(double(box.x2) - box.x1, double(box.y2) - box.y1, sigma * strides[0], num_levels);
       if (centres) {
@@ -45,24 +49,23 @@ void paint(const std::vector<LevelShape>& levels, const std::vector<double>& str
   }
 }
 
-Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vector<int64_t> heights,
-                        std::vector<int64_t> widths, std::vector<double> strides, double sigma, double center_ratio,
-                        double ignore_ratio) {
+Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
+                        std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
+                        std::vector<double> strides, double sigma, double center_ratio, double ignore_ratio) {
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
+  check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
   const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
   check_regions(op, sigma, center_ratio, ignore_ratio);
   const int64_t locations = locations_of(levels);
   const int64_t images = static_cast<int64_t>(gt_counts.size());
   Tensor labels = torch::stable::new_zeros(gt_boxes, {images * locations}, ScalarType::Char);
   int8_t* data = static_cast<int8_t*>(labels.data_ptr());
-  const auto starts = starts_of(gt_counts);
   const auto run = [&]<class Real>(Real) {
-    const auto boxes = read_boxes<Real>(gt_boxes);
+    const BoxesOfImages<Real> gts(gt_boxes, gt_counts), ignored(ignore_boxes, ignore_counts);
     parallel(images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        paint(levels, strides, boxes.data() + starts[n], gt_counts[n], sigma, center_ratio, ignore_ratio,
-              data + n * locations);
+        paint(levels, strides, gts.of(n), ignored.of(n), sigma, center_ratio, ignore_ratio, data + n * locations);
       }
     });
   };

@@ -23,8 +23,9 @@ namespace {
 constexpr int64_t kAnchorsPerUnit = 2048;  // of one parallel work item of viou_match
 constexpr int64_t kBoxesPerBlock = 64;     // of iou_match: boxes that are skipped or compared together
 
-// iou and index per anchor, iou and anchor per box; index -1 and iou 0 where nothing overlaps enough.
-using MatchResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// iou and index per anchor, iou and anchor per box; index -1 and iou 0 where nothing overlaps enough. Last, per
+// anchor whether it lies in an ignore box.
+using MatchResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The best anchor of every box. Each thread keeps its own; merging prefers the lower anchor on a tie, so
 // the outcome does not depend on how the anchors were divided.
@@ -57,9 +58,11 @@ template <class Real>
 struct MatchOutput {
   MatchOutput(const Tensor& like, int64_t anchors, int64_t boxes)
       : result(torch::stable::new_zeros(like, {anchors}), integers(like, anchors),
-               torch::stable::new_empty(like, {boxes}), integers(like, boxes)),
+               torch::stable::new_empty(like, {boxes}), integers(like, boxes),
+               torch::stable::new_zeros(like, {anchors}, ScalarType::Bool)),
         iou(static_cast<Real*>(std::get<0>(result).data_ptr())),
-        index(static_cast<int64_t*>(std::get<1>(result).data_ptr())) {}
+        index(static_cast<int64_t*>(std::get<1>(result).data_ptr())),
+        ignored(static_cast<bool*>(std::get<4>(result).data_ptr())) {}
 
   static Tensor integers(const Tensor& like, int64_t count) {
     return torch::stable::new_empty(like, {count}, ScalarType::Long);
@@ -78,6 +81,7 @@ struct MatchOutput {
   MatchResult result;
   Real* iou;
   int64_t* index;
+  bool* ignored;
 };
 
 // Widens a block's indices and drops anchors below the least IoU.
@@ -137,9 +141,9 @@ struct Unit {
 template <class Real>
 class UnitMatcher {
  public:
-  UnitMatcher(const VariableAnchors<Real>& anchors, const std::vector<Box<Real>>& boxes,
-              const std::vector<int64_t>& box_starts, MatchOutput<Real>& output)
-      : anchors_(anchors), boxes_(boxes), box_starts_(box_starts), output_(output), best_(boxes.size()) {}
+  UnitMatcher(const VariableAnchors<Real>& anchors, const BoxesOfImages<Real>& gts, const BoxesOfImages<Real>& ignored,
+              MatchOutput<Real>& output)
+      : anchors_(anchors), gts_(gts), ignored_(ignored), output_(output), best_(gts.boxes.size()) {}
 
   void match(const Unit& unit) {
     const LevelShape& shape = anchors_.levels[unit.level];
@@ -148,19 +152,24 @@ class UnitMatcher {
     best_box_.assign(count, -1);
     x_.resize(shape.width);
     iou_.resize(shape.width);
-    const Real stride = static_cast<Real>(anchors_.strides[unit.level]),
-               offset = static_cast<Real>(anchors_.cell_offset);
-    for (int64_t j = 0; j < shape.width; ++j) x_[j] = (static_cast<Real>(j) + offset) * stride;
+    for (int64_t j = 0; j < shape.width; ++j) x_[j] = position(unit, j);
     Real* iou = output_.iou + first;
-    for (int64_t g = box_starts_[unit.image]; g < box_starts_[unit.image + 1]; ++g) match_box(unit, g, first, iou);
+    for (int64_t g = gts_.starts[unit.image]; g < gts_.starts[unit.image + 1]; ++g) match_box(unit, g, first, iou);
     store_anchors(count, static_cast<Real>(anchors_.min_iou), best_box_.data(), iou, output_.index + first);
+    for (const Box<Real>& box : ignored_.of(unit.image)) mark_inside(unit, box, output_.ignored + first);
   }
 
   const BestAnchors<Real>& best() const { return best_; }
 
  private:
+  // Of a cell's anchor, along either axis.
+  Real position(const Unit& unit, int64_t cell) const {
+    return (static_cast<Real>(cell) + static_cast<Real>(anchors_.cell_offset)) *
+           static_cast<Real>(anchors_.strides[unit.level]);
+  }
+
   void match_box(const Unit& unit, int64_t g, int64_t first, Real* iou) {
-    const Box<Real>& box = boxes_[g];
+    const Box<Real>& box = gts_.boxes[g];
     const LevelShape& shape = anchors_.levels[unit.level];
     if (!box.valid()) return;
     // The margin covers the rounding of the bound itself.
@@ -180,10 +189,8 @@ class UnitMatcher {
     } else {
       row.low = anchors_.sizes[2 * unit.level], row.high = anchors_.sizes[2 * unit.level + 1];
     }
-    const Real stride = static_cast<Real>(anchors_.strides[unit.level]),
-               offset = static_cast<Real>(anchors_.cell_offset);
     for (int64_t y = y0; y < y1; ++y) {
-      row.y = (static_cast<Real>(y) + offset) * stride;
+      row.y = position(unit, y);
       const int64_t at = (y - unit.row_begin) * shape.width + columns.first;
       kernels_.viou(row, box, iou_.data());
       const Real top =
@@ -192,9 +199,20 @@ class UnitMatcher {
     }
   }
 
+  // The unit's locations in the box, in a part of Match.ignored that starts with the unit.
+  void mark_inside(const Unit& unit, const Box<Real>& box, bool* ignored) const {
+    if (!box.valid()) return;
+    const int64_t left = std::lower_bound(x_.begin(), x_.end(), box.x1) - x_.begin();
+    const int64_t right = std::upper_bound(x_.begin(), x_.end(), box.x2) - x_.begin();
+    const int64_t width = static_cast<int64_t>(x_.size());
+    for (int64_t y = unit.row_begin; y < unit.row_end && left < right; ++y) {
+      bool* row = ignored + (y - unit.row_begin) * width;
+      if (box.contains(x_[left], position(unit, y))) std::fill(row + left, row + right, true);
+    }
+  }
+
   const VariableAnchors<Real>& anchors_;
-  const std::vector<Box<Real>>& boxes_;
-  const std::vector<int64_t>& box_starts_;
+  const BoxesOfImages<Real>&gts_, &ignored_;
   MatchOutput<Real>& output_;
   const MatchingKernels<Real>& kernels_ = matching_kernels<Real>();
   BestAnchors<Real> best_;
@@ -203,11 +221,9 @@ class UnitMatcher {
 };
 
 template <class Real>
-MatchResult viou_match_as(const Tensor& gt_boxes, const std::vector<int64_t>& gt_counts,
+MatchResult viou_match_as(const Tensor& gt_boxes, const BoxesOfImages<Real>& gts, const BoxesOfImages<Real>& ignored,
                           const VariableAnchors<Real>& anchors) {
-  const int64_t images = static_cast<int64_t>(gt_counts.size());
-  const auto boxes = read_boxes<Real>(gt_boxes);
-  const auto box_starts = starts_of(gt_counts);
+  const int64_t images = static_cast<int64_t>(gts.starts.size()) - 1;
   MatchOutput<Real> output(gt_boxes, images * anchors.locations_per_image, gt_boxes.size(0));
   std::vector<Unit> units;
   for (int64_t n = 0; n < images; ++n) {
@@ -222,7 +238,7 @@ MatchResult viou_match_as(const Tensor& gt_boxes, const std::vector<int64_t>& gt
   BestAnchors<Real> best(gt_boxes.size(0));
   std::mutex merging;
   parallel(static_cast<int64_t>(units.size()), 1, [&](int64_t begin, int64_t end) {
-    UnitMatcher<Real> matcher(anchors, boxes, box_starts, output);
+    UnitMatcher<Real> matcher(anchors, gts, ignored, output);
     for (int64_t u = begin; u < end; ++u) matcher.match(units[u]);
     const std::lock_guard<std::mutex> lock(merging);
     best.merge(matcher.best());
@@ -238,11 +254,13 @@ std::vector<Real> read_all(const Tensor& tensor) {
   return {data, data + dense.numel()};
 }
 
-MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vector<int64_t> heights,
-                       std::vector<int64_t> widths, std::vector<double> strides, std::optional<Tensor> shapes,
-                       std::optional<Tensor> size_range, double cell_offset, double min_iou) {
+MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
+                       std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
+                       std::vector<double> strides, std::optional<Tensor> shapes, std::optional<Tensor> size_range,
+                       double cell_offset, double min_iou) {
   const char* op = "viou_match";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
+  check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
   const std::vector<LevelShape> level_shapes =
       check_variable_anchors(op, gt_boxes, {heights, widths, strides, shapes, size_range, cell_offset, min_iou});
   const int64_t levels = static_cast<int64_t>(level_shapes.size());
@@ -257,7 +275,8 @@ MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vec
     anchors.cell_offset = cell_offset, anchors.min_iou = min_iou;
     if (shapes) anchors.shapes = read_all<Real>(*shapes), anchors.num_shapes = shapes->size(1);
     if (size_range) anchors.sizes = read_all<Real>(*size_range);
-    return viou_match_as<Real>(gt_boxes, gt_counts, anchors);
+    using Boxes = BoxesOfImages<Real>;
+    return viou_match_as<Real>(gt_boxes, Boxes(gt_boxes, gt_counts), Boxes(ignore_boxes, ignore_counts), anchors);
   };
   return gt_boxes.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -267,30 +286,45 @@ MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, std::vec
 template <class Real>
 class BlockMatcher {
  public:
-  BlockMatcher(const std::vector<Box<Real>>& boxes, const std::vector<Box<Real>>& gts, MatchOutput<Real>& output)
-      : boxes_(boxes), gts_(gts), output_(output), best_(gts.size()) {}
+  BlockMatcher(const BoxesOfImages<Real>& anchors, const BoxesOfImages<Real>& gts, const BoxesOfImages<Real>& ignored,
+               Real ignore_from, MatchOutput<Real>& output)
+      : boxes_(anchors.boxes),
+        gts_(gts),
+        ignored_(ignored),
+        ignore_from_(ignore_from),
+        output_(output),
+        best_(gts.boxes.size()) {}
 
-  // Boxes [begin, end), at most kBoxesPerBlock, against gts [gt_begin, gt_end).
-  void match(int64_t begin, int64_t end, int64_t gt_begin, int64_t gt_end) {
+  // Boxes [begin, end) of an image, at most kBoxesPerBlock.
+  void match(int64_t image, int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     const Box<Real> hull = fill(begin, count);
     std::fill_n(best_box_.begin(), count, -1);
     const BoxColumns<Real> columns{x1_.data(), y1_.data(), x2_.data(), y2_.data(), area_.data(), count};
     Real* iou = output_.iou + begin;
-    for (int64_t g = gt_begin; g < gt_end; ++g) {
-      const Box<Real>& gt = gts_[g];
-      const bool apart = !gt.valid() || gt.x1 >= hull.x2 || gt.x2 <= hull.x1 || gt.y1 >= hull.y2 || gt.y2 <= hull.y1;
-      if (apart) continue;
+    for (int64_t g = gts_.starts[image]; g < gts_.starts[image + 1]; ++g) {
+      const Box<Real>& gt = gts_.boxes[g];
+      if (apart(gt, hull)) continue;
       kernels_.iou(columns, gt, iou_.data());
       const Real top = kernels_.update(iou_.data(), count, static_cast<int32_t>(g), iou, best_box_.data());
       if (top > best_.iou[g]) best_.offer(g, top, begin + first_equal(iou_.data(), count, top));
     }
     store_anchors(count, Real(0), best_box_.data(), iou, output_.index + begin);
+    for (const Box<Real>& box : ignored_.of(image)) {
+      if (apart(box, hull)) continue;
+      for (int64_t i = begin; i < end; ++i) {
+        if (part_inside(boxes_[i], box) >= ignore_from_) output_.ignored[i] = true;
+      }
+    }
   }
 
   const BestAnchors<Real>& best() const { return best_; }
 
  private:
+  static bool apart(const Box<Real>& box, const Box<Real>& hull) {
+    return !box.valid() || box.x1 >= hull.x2 || box.x2 <= hull.x1 || box.y1 >= hull.y2 || box.y2 <= hull.y1;
+  }
+
   // Copies the block column by column and returns the smallest box around its valid boxes. A box without
   // area, or with a NaN, gets none: it overlaps nothing.
   Box<Real> fill(int64_t begin, int64_t count) {
@@ -308,7 +342,9 @@ class BlockMatcher {
     return hull;
   }
 
-  const std::vector<Box<Real>>&boxes_, &gts_;
+  const std::vector<Box<Real>>& boxes_;
+  const BoxesOfImages<Real>&gts_, &ignored_;
+  const Real ignore_from_;
   MatchOutput<Real>& output_;
   const MatchingKernels<Real>& kernels_ = matching_kernels<Real>();
   BestAnchors<Real> best_;
@@ -317,28 +353,25 @@ class BlockMatcher {
 };
 
 template <class Real>
-MatchResult iou_match_as(const Tensor& boxes, const std::vector<int64_t>& counts, const Tensor& gt_boxes,
-                         const std::vector<int64_t>& gt_counts) {
-  const auto all = read_boxes<Real>(boxes), gts = read_boxes<Real>(gt_boxes);
-  const auto starts = starts_of(counts), gt_starts = starts_of(gt_counts);
-  MatchOutput<Real> output(gt_boxes, boxes.size(0), gt_boxes.size(0));
+MatchResult iou_match_as(const Tensor& like, const BoxesOfImages<Real>& anchors, const BoxesOfImages<Real>& gts,
+                         const BoxesOfImages<Real>& ignored, double ignore_from) {
+  const int64_t boxes = static_cast<int64_t>(gts.boxes.size());
+  MatchOutput<Real> output(like, static_cast<int64_t>(anchors.boxes.size()), boxes);
   struct Block {
-    int64_t begin, end, image;
+    int64_t image, begin, end;
   };
   std::vector<Block> blocks;
-  for (size_t n = 0; n < counts.size(); ++n) {
-    for (int64_t b = starts[n]; b < starts[n + 1]; b += kBoxesPerBlock) {
-      blocks.push_back({b, std::min(b + kBoxesPerBlock, starts[n + 1]), static_cast<int64_t>(n)});
+  for (size_t n = 0; n + 1 < anchors.starts.size(); ++n) {
+    const int64_t end = anchors.starts[n + 1];
+    for (int64_t b = anchors.starts[n]; b < end; b += kBoxesPerBlock) {
+      blocks.push_back({static_cast<int64_t>(n), b, std::min(b + kBoxesPerBlock, end)});
     }
   }
-  BestAnchors<Real> best(gt_boxes.size(0));
+  BestAnchors<Real> best(boxes);
   std::mutex merging;
   parallel(static_cast<int64_t>(blocks.size()), 16, [&](int64_t begin, int64_t end) {
-    BlockMatcher<Real> matcher(all, gts, output);
-    for (int64_t i = begin; i < end; ++i) {
-      const Block& block = blocks[i];
-      matcher.match(block.begin, block.end, gt_starts[block.image], gt_starts[block.image + 1]);
-    }
+    BlockMatcher<Real> matcher(anchors, gts, ignored, static_cast<Real>(ignore_from), output);
+    for (int64_t i = begin; i < end; ++i) matcher.match(blocks[i].image, blocks[i].begin, blocks[i].end);
     const std::lock_guard<std::mutex> lock(merging);
     best.merge(matcher.best());
   });
@@ -346,15 +379,22 @@ MatchResult iou_match_as(const Tensor& boxes, const std::vector<int64_t>& counts
   return output.result;
 }
 
-MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes, std::vector<int64_t> gt_counts) {
+MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes, std::vector<int64_t> gt_counts,
+                      Tensor ignore_boxes, std::vector<int64_t> ignore_counts, double ignore_from) {
   const char* op = "iou_match";
   check_boxes(op, "boxes", boxes, "counts", counts);
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_dtype(op, "gt_boxes", gt_boxes, boxes.scalar_type());
   check_same_device(op, "gt_boxes", gt_boxes, boxes);
   check(counts.size() == gt_counts.size(), op, "gt_counts", text(counts.size(), " images"), gt_counts.size());
-  return boxes.scalar_type() == ScalarType::Double ? iou_match_as<double>(boxes, counts, gt_boxes, gt_counts)
-                                                   : iou_match_as<float>(boxes, counts, gt_boxes, gt_counts);
+  check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
+  check_ignore_from(op, ignore_from);
+  const auto run = [&]<class Real>(Real) {
+    using Boxes = BoxesOfImages<Real>;
+    return iou_match_as<Real>(gt_boxes, Boxes(boxes, counts), Boxes(gt_boxes, gt_counts),
+                              Boxes(ignore_boxes, ignore_counts), ignore_from);
+  };
+  return boxes.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
 }  // namespace

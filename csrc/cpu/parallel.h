@@ -24,9 +24,15 @@ template <class Real>
 class Scratch {
  public:
   Scratch() = default;
-  explicit Scratch(int64_t count) {
+  explicit Scratch(int64_t count) { reserve(count); }
+
+  // At least `count` numbers; what they held is lost.
+  void reserve(int64_t count) {
     const size_t bytes = (static_cast<size_t>(count) * sizeof(Real) + 127) / 64 * 64;
+    if (bytes <= bytes_) return;
+    data_.reset();  // first: both at once would be a peak
     data_.reset(static_cast<Real*>(std::aligned_alloc(64, bytes)));
+    bytes_ = data_ ? bytes : 0;
     if (!data_) throw std::bad_alloc();
   }
   Real* get() const { return data_.get(); }
@@ -37,6 +43,7 @@ class Scratch {
     void operator()(Real* data) const { std::free(data); }
   };
   std::unique_ptr<Real, Free> data_;
+  size_t bytes_ = 0;
 };
 
 }  // namespace ga_scope::cpu

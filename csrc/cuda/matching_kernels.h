@@ -17,10 +17,12 @@ namespace ga_scope::cuda {
 constexpr int kImagesPerLaunch = 64;
 constexpr int kNobody = -1;
 
-// The images of a launch: where the anchors, boxes and thread blocks of each begin, and all of them end.
+// The images of a launch: where the anchors, boxes, ignore boxes and thread blocks of each begin, and all of them
+// end.
 struct ImageRanges {
   int images;
-  int64_t anchor[kImagesPerLaunch + 1], box[kImagesPerLaunch + 1], block[kImagesPerLaunch + 1];
+  int64_t anchor[kImagesPerLaunch + 1], box[kImagesPerLaunch + 1], ignore[kImagesPerLaunch + 1];
+  int64_t block[kImagesPerLaunch + 1];
 
   GA_HOST_DEVICE int image_of_block(int64_t b) const {
     int image = 0;
@@ -78,6 +80,10 @@ struct VariableAnchors {
     return best;
   }
 
+  GA_HOST_DEVICE bool inside(const Anchor& at, const Box<Real>& ignore) const {
+    return ignore.valid() && ignore.contains(at.x, at.y);
+  }
+
   // Below min_iou whatever its size (overlap.h), with a cell to spare against rounding.
   GA_HOST_DEVICE bool out_of_reach(const Anchor& at, const Box<Real>& box) const {
     if (!(min_iou > 0)) return false;
@@ -92,12 +98,16 @@ template <class Real>
 struct FixedAnchors {
   using Anchor = Box<Real>;
   const Real* boxes;  // (A, 4), contiguous
-  Real min_iou;
+  Real min_iou, ignore_from;
 
   GA_HOST_DEVICE Anchor anchor(int64_t index) const { return read_box(boxes, index); }
 
   GA_HOST_DEVICE Real overlap(const Anchor& at, const Box<Real>& box) const {
     return at.valid() && box.valid() ? box_iou(at, box) : Real(0);
+  }
+
+  GA_HOST_DEVICE bool inside(const Anchor& at, const Box<Real>& ignore) const {
+    return part_inside(at, ignore) >= ignore_from;
   }
 };
 
@@ -140,12 +150,13 @@ struct Match {
 
   Anchors anchors;
   ImageRanges ranges;
-  const Real* boxes;  // (G, 4), contiguous
+  const Real *boxes, *ignore_boxes;  // (G, 4), contiguous
   int pass;
   uint64_t* best;       // (G,) keys, 0 at the start
   int64_t* best_index;  // (G,) second pass: the lowest anchor with that IoU
   Real* iou;            // (A,)
   int64_t* index;       // (A,)
+  bool* ignored;        // (A,)
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
@@ -182,10 +193,19 @@ struct Match {
       const bool kept = top_box[thread] >= 0 && top[thread] >= anchors.min_iou;
       iou[first + thread] = kept ? top[thread] : Real(0);
       index[first + thread] = kept ? top_box[thread] : kNobody;
+      ignored[first + thread] = in_ignore_box(anchor[thread], image);
     });
   }
 
  private:
+  // Ignore boxes are few: every thread reads them all, through the cache.
+  GA_KERNEL bool in_ignore_box(const typename Anchors::Anchor& anchor, int image) const {
+    for (int64_t g = ranges.ignore[image]; g < ranges.ignore[image + 1]; ++g) {
+      if (anchors.inside(anchor, read_box(ignore_boxes, g))) return true;
+    }
+    return false;
+  }
+
   // The best of every kThreadsPerBox-th anchor of the block, offered to the box.
   GA_KERNEL void offer(int64_t box, const Real* row, int part, int64_t first) const {
     Real value = 0;
@@ -226,8 +246,15 @@ struct StoreBest {
 
 // ---- location targets ---------------------------------------------------------------------------
 
-// Paints the regions of every box, one block per box. Launched twice, ignore regions first: centres suppress
-// them whatever the order of boxes. Threads that write the same cell write the same label.
+// What is painted of a box, on which levels.
+enum class Region {
+  kWhole,   // -1 in all of it, everywhere: ignore boxes
+  kIgnore,  // -1 in the ignore region, on its level and the adjacent ones
+  kCentre,  // 1 in the centre region, on its level
+};
+
+// Paints a region of every box, one block per box. Launched for each kind in turn: centres suppress the others
+// whatever the order of boxes. Threads that write the same cell write the same label.
 template <class Real>
 struct PaintRegions {
   static constexpr int kThreads = 256;
@@ -239,7 +266,7 @@ struct PaintRegions {
   ImageRanges ranges;
   const Real* boxes;
   double sigma, center_ratio, ignore_ratio;
-  bool centres;
+  Region region;
   int8_t* labels;  // of the launch's first image
 
   template <class Block>
@@ -249,12 +276,11 @@ struct PaintRegions {
     const double width = double(box.x2) - box.x1, height = double(box.y2) - box.y1;
     const int level = level_of_box(width, height, sigma * strides[0], num_levels);
     const int image = ranges.image_of_block(block.index());
-    if (centres) {
-      paint(block, image, level, box, center_ratio, 1);
-      return;
-    }
-    for (int l = level - 1; l <= level + 1; ++l) {
-      if (l >= 0 && l < num_levels) paint(block, image, l, box, ignore_ratio, -1);
+    for (int l = 0; l < num_levels; ++l) {
+      const int away = l > level ? l - level : level - l;
+      if (region == Region::kWhole) paint(block, image, l, box, 1, -1);
+      if (region == Region::kIgnore && away <= 1) paint(block, image, l, box, ignore_ratio, -1);
+      if (region == Region::kCentre && away == 0) paint(block, image, l, box, center_ratio, 1);
     }
   }
 
@@ -264,8 +290,9 @@ struct PaintRegions {
     const LevelShape& shape = levels[level];
     const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
     const double cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
-    const CellRange columns = cells_of_box(cx, half_w, strides[level], shape.width, centres);
-    const CellRange rows = cells_of_box(cy, half_h, strides[level], shape.height, centres);
+    const bool keep_one = region == Region::kCentre;
+    const CellRange columns = cells_of_box(cx, half_w, strides[level], shape.width, keep_one);
+    const CellRange rows = cells_of_box(cy, half_h, strides[level], shape.height, keep_one);
     const int64_t width = columns.last - columns.first, height = rows.last - rows.first;
     if (width <= 0 || height <= 0) return;
     int8_t* map = labels + image * locations_per_image + shape.first;

@@ -11,16 +11,16 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 def label_matches(match: Match, negative_below: float, positive_from: float, low_quality_from: float | None = None):
     """Anchors as positive, negative or ignored, and the box that each is matched with.
 
-    An anchor is positive from ``positive_from`` IoU with its best box and negative below
-    ``negative_below``. With ``low_quality_from``, a box's own best anchor is positive too and matched with
-    it, if their IoU is at least that (Ren et al. 2015, 3.1.2): no box goes without. Where several boxes
-    share a best anchor, the last of them has it.
+    An anchor is positive from ``positive_from`` IoU with its best box and negative below ``negative_below``,
+    unless an ignore box holds it. With ``low_quality_from``, a box's own best anchor is positive too and
+    matched with it, if their IoU is at least that (Ren et al. 2015, 3.1.2): no box goes without. Where several
+    boxes share a best anchor, the last of them has it.
 
     Returns:
         labels (A,) int8 and index (A,) int64 into the boxes of the batch, -1 without overlap.
     """
     labels = torch.full_like(match.index, IGNORED, dtype=torch.int8)
-    labels[match.iou < negative_below] = NEGATIVE
+    labels[(match.iou < negative_below) & ~match.ignored] = NEGATIVE
     labels[match.iou >= positive_from] = POSITIVE
     index = match.index
     if low_quality_from is None or match.gt_index.numel() == 0 or index.numel() == 0:

@@ -20,7 +20,7 @@ On a GPU the results are those of the CPU up to rounding, and:
 """
 
 from . import _library  # noqa: F401  (loads the operators; must come first)
-from .deform_conv import DeformConv2d, deform_conv2d
+from .deform_conv import DeformConv2d, box_offsets, deform_conv2d
 from .masked_conv import MaskedConv2d, masked_conv2d
 from .matching import Match, iou_match, location_targets, viou_match
 from .nms import nms_mask
@@ -29,6 +29,7 @@ __all__ = [
     "DeformConv2d",
     "MaskedConv2d",
     "Match",
+    "box_offsets",
     "deform_conv2d",
     "iou_match",
     "location_targets",

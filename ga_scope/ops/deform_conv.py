@@ -75,6 +75,35 @@ def deform_conv2d(
     return outputs[0] if single or locations is not None else outputs
 
 
+def box_offsets(boxes, centers, strides, kernel_size=3, dilation=1):
+    """Offsets that spread a kernel's taps evenly over a box: ``(offset, offset_weight)`` of :func:`deform_conv2d`.
+
+    Tap (i, j) samples the centre of cell (i, j) of the box cut into kh x kw cells: the features are aligned with
+    an anchor, whatever its shape and place. Four numbers per location instead of 2 * K, differentiable in the
+    boxes. For convolutions of stride 1 with ``padding = dilation * (kernel_size - 1) / 2``.
+
+    Args:
+        boxes: ``(L, 4)`` in pixels of the image, one per location.
+        centers: ``(L, 2)``, the points (x, y) of the image that the locations stand for.
+        strides: of the locations' levels, in pixels: a number or ``(L,)``.
+        kernel_size, dilation: int or (y, x), as of the convolution.
+
+    Returns:
+        ``offset`` ``(L, 4)`` and ``offset_weight`` ``(2 * K, 4)``, of one offset group.
+    """
+    kernel = boxes.new_tensor(_arguments.pair(kernel_size, "kernel_size"))
+    spacing = boxes.new_tensor(_arguments.pair(dilation, "dilation"))
+    strides = torch.as_tensor(strides, dtype=boxes.dtype, device=boxes.device).reshape(-1, 1)
+    middles, sides = 0.5 * (boxes[:, :2] + boxes[:, 2:]), boxes[:, 2:] - boxes[:, :2]
+    # The whole kernel's shift, and how much further apart than `dilation` the taps lie: y before x.
+    shift, stretch = ((middles - centers) / strides).flip(1), sides.flip(1) / (strides * kernel) - spacing
+    steps = [torch.arange(int(n), dtype=boxes.dtype, device=boxes.device) - (int(n) - 1) / 2 for n in kernel]
+    y, x = torch.meshgrid(*steps, indexing="ij")
+    one, zero = torch.ones_like(y), torch.zeros_like(y)
+    rows = torch.stack([torch.stack([one, zero, y, zero], -1), torch.stack([zero, one, zero, x], -1)], 2)
+    return torch.cat([shift, stretch], 1), rows.flatten(0, 2)
+
+
 def _offset_groups(offsets, weight, offset_weight):
     if not offsets and offset_weight is None:
         raise RuntimeError("deform_conv2d: offset: expected at least one tensor, got none")

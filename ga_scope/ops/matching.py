@@ -15,16 +15,28 @@ class Match(NamedTuple):
     """The best box of every anchor and the best anchor of every box. -1 (and IoU 0) where there is none.
 
     Ties go to the lower index. Indices run over the whole batch: ``index`` into the boxes of all images
-    one after the other, ``gt_index`` into all anchors.
+    one after the other, ``gt_index`` into all anchors. ``ignored`` stands beside the match: an anchor that is
+    positive for a box is so in an ignore box, too; what would be negative there is neither.
     """
 
     iou: Tensor  # (A,)
     index: Tensor  # (A,) int64
     gt_iou: Tensor  # (G,)
     gt_index: Tensor  # (G,) int64
+    ignored: Tensor  # (A,) bool: lies in an ignore box
 
 
-def viou_match(gt_boxes, level_sizes, strides, *, shapes=None, size_range=None, cell_offset=0.5, min_iou=0.0) -> Match:
+def viou_match(
+    gt_boxes,
+    level_sizes,
+    strides,
+    *,
+    shapes=None,
+    size_range=None,
+    cell_offset=0.5,
+    min_iou=0.0,
+    ignore_boxes=None,
+) -> Match:
     """Which box an anchor of free width and height at each location can cover best (Eq. 5), and how well.
 
     Args:
@@ -36,53 +48,65 @@ def viou_match(gt_boxes, level_sizes, strides, *, shapes=None, size_range=None, 
             over them, as in the paper. Without it, *exact* mode: the maximum over all sizes.
         size_range: exact mode only: ``(levels, 2)``, the least and greatest width and height of a level.
         min_iou: below it a location counts as unmatched. Larger is faster: boxes out of reach are skipped.
+        ignore_boxes: crowd regions, in the form of ``gt_boxes``: locations inside are ``ignored``. (More than
+            half of an anchor of some size lies in a box if, and only if, its centre does.)
 
     Returns:
         :class:`Match` over the ``N * P`` locations of the batch (see :mod:`ga_scope.ops`).
     """
     boxes, counts = _concatenate(gt_boxes, "gt_boxes")
     heights, widths = _split_sizes(level_sizes)
+    strides = [float(s) for s in strides]
+    ignored = _ignore_boxes(ignore_boxes, boxes, counts)
     return Match(
         *torch.ops.ga_scope.viou_match(
-            boxes, counts, heights, widths, [float(s) for s in strides], shapes, size_range, cell_offset, min_iou
+            boxes, counts, *ignored, heights, widths, strides, shapes, size_range, cell_offset, min_iou
         )
     )
 
 
-def iou_match(boxes, gt_boxes) -> Match:
+def iou_match(boxes, gt_boxes, *, ignore_boxes=None, ignore_from=0.5) -> Match:
     """The best ground truth of every box and the best box of every ground truth, per image.
 
     Args:
         boxes: ``(A, 4)``, or the list of them per image.
         gt_boxes: ``(G, 4)``, or the list of them per image.
+        ignore_boxes: crowd regions, in the form of ``gt_boxes``: a box is ``ignored`` if at least
+            ``ignore_from`` of its area lies in one of them.
     """
     all_boxes, counts = _concatenate(boxes, "boxes")
     all_gt, gt_counts = _concatenate(gt_boxes, "gt_boxes")
-    return Match(*torch.ops.ga_scope.iou_match(all_boxes, counts, all_gt, gt_counts))
+    ignored = _ignore_boxes(ignore_boxes, all_gt, gt_counts)
+    return Match(*torch.ops.ga_scope.iou_match(all_boxes, counts, all_gt, gt_counts, *ignored, ignore_from))
 
 
-def location_targets(gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0) -> Tensor:
+def location_targets(
+    gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, *, ignore_boxes=None
+) -> Tensor:
     """Where anchors should be (section 3.4): 1 in centre regions, -1 in ignore regions, 0 outside.
 
     A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (sigma strides[0])) + 1/2)``,
     clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose centres
     ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by ``center_ratio`` about its centre are positive, at
     least the cell of the centre itself; those in the box scaled by ``ignore_ratio`` are ignored, there and on
-    the adjacent levels. Positive wins over ignored,
-    ignored over negative, whatever the order of the boxes.
+    the adjacent levels. Positive wins over ignored, ignored over negative, whatever the order of the boxes.
 
     Args:
         gt_boxes: ``(G, 4)``, or the list of them per image.
         level_sizes: ``(H, W)`` of every level.
         strides: of every level, in pixels.
+        ignore_boxes: crowd regions, in the form of ``gt_boxes``: cells whose centres lie in one are ignored on
+            every level.
 
     Returns:
         ``(N * P,)`` int8 over the locations of the batch (see :mod:`ga_scope.ops`).
     """
     boxes, counts = _concatenate(gt_boxes, "gt_boxes")
     heights, widths = _split_sizes(level_sizes)
+    strides = [float(s) for s in strides]
+    ignored = _ignore_boxes(ignore_boxes, boxes, counts)
     return torch.ops.ga_scope.location_targets(
-        boxes, counts, heights, widths, [float(s) for s in strides], sigma, center_ratio, ignore_ratio
+        boxes, counts, *ignored, heights, widths, strides, sigma, center_ratio, ignore_ratio
     )
 
 
@@ -94,6 +118,12 @@ def _concatenate(boxes, name):
         if item.dim() != 2 or item.shape[1] != 4:
             raise ValueError(f"{name}: expected tensors of shape (G, 4), got {tuple(item.shape)}")
     return torch.cat(items).detach(), [item.shape[0] for item in items]
+
+
+def _ignore_boxes(ignore_boxes, gt_boxes, gt_counts):
+    if ignore_boxes is None:
+        return gt_boxes[:0], [0] * len(gt_counts)
+    return _concatenate(ignore_boxes, "ignore_boxes")
 
 
 def _split_sizes(level_sizes):
@@ -109,21 +139,34 @@ def _fake_match(boxes, anchors):
         boxes.new_empty(anchors, dtype=torch.int64),
         boxes.new_empty(count),
         boxes.new_empty(count, dtype=torch.int64),
+        boxes.new_empty(anchors, dtype=torch.bool),
     )
 
 
 @torch.library.register_fake("ga_scope::viou_match")
-def _(gt_boxes, gt_counts, heights, widths, strides, shapes, size_range, cell_offset, min_iou):
+def _(
+    gt_boxes,
+    gt_counts,
+    ignore_boxes,
+    ignore_counts,
+    heights,
+    widths,
+    strides,
+    shapes,
+    size_range,
+    cell_offset,
+    min_iou,
+):
     locations = sum(h * w for h, w in zip(heights, widths, strict=True))
     return _fake_match(gt_boxes, len(gt_counts) * locations)
 
 
 @torch.library.register_fake("ga_scope::iou_match")
-def _(boxes, counts, gt_boxes, gt_counts):
+def _(boxes, counts, gt_boxes, gt_counts, ignore_boxes, ignore_counts, ignore_from):
     return _fake_match(gt_boxes, boxes.shape[0])
 
 
 @torch.library.register_fake("ga_scope::location_targets")
-def _(gt_boxes, gt_counts, heights, widths, strides, sigma, center_ratio, ignore_ratio):
+def _(gt_boxes, gt_counts, ignore_boxes, ignore_counts, heights, widths, strides, sigma, center_ratio, ignore_ratio):
     locations = sum(h * w for h, w in zip(heights, widths, strict=True))
     return gt_boxes.new_empty(len(gt_counts) * locations, dtype=torch.int8)

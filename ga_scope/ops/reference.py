@@ -136,7 +136,27 @@ def level_centers(size, stride, cell_offset=0.5):
     return (torch.stack([x, y], 2).flatten(0, 1) + cell_offset) * stride
 
 
-def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0):
+def inside_any(points, boxes):
+    """Whether each of ``points`` (P, 2) lies in any of ``boxes`` (B, 4) that has an area: (P,) bool."""
+    found = [
+        any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes.tolist() if x1 < x2 and y1 < y2)
+        for x, y in points.tolist()
+    ]
+    return torch.tensor(found, dtype=torch.bool)
+
+
+def part_inside(anchors, boxes):
+    """The part of the area of each anchor (A, 4) that lies in each box (B, 4): (A, B), 0 for boxes without area."""
+    parts = torch.zeros(len(anchors), len(boxes), dtype=torch.float64)
+    for a, (x1, y1, x2, y2) in enumerate(anchors.tolist()):
+        for b, (left, top, right, bottom) in enumerate(boxes.tolist()):
+            width, height = min(x2, right) - max(x1, left), min(y2, bottom) - max(y1, top)
+            if x1 < x2 and y1 < y2 and left < right and top < bottom and width > 0 and height > 0:
+                parts[a, b] = width * height / ((x2 - x1) * (y2 - y1))
+    return parts
+
+
+def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, ignore_boxes=None):
     """Section 3.4, cell by cell, for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
     levels = [[[0] * w for _ in range(h)] for h, w in level_sizes]
 
@@ -174,7 +194,11 @@ def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio
             for i in rows:
                 for j in columns:
                     levels[level][i][j] = 1
-    return torch.tensor([label for level in levels for row in level for label in row], dtype=torch.int8)
+    labels = torch.tensor([label for level in levels for row in level for label in row], dtype=torch.int8)
+    if ignore_boxes is not None:
+        centers = torch.cat([level_centers(size, s) for size, s in zip(level_sizes, strides)])
+        labels[inside_any(centers, ignore_boxes) & (labels == 0)] = -1
+    return labels
 
 
 def _between(low, high, ratio, cell, stride):

@@ -148,6 +148,26 @@ def test_crowded_image():
     assert all(loss.isfinite() for loss in losses.values())
 
 
+def test_no_negatives_in_ignore_boxes():
+    """Neither a location nor an anchor in a crowd region pulls towards the background; objects there still count."""
+    rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES, per_image=10**6, positive_fraction=0.5)
+    gt, crowd, nothing = torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([[0.0, 0, 96, 64]]), torch.zeros(0, 4)
+    pyramid = Pyramid(1, ((8, 12), (4, 6), (2, 3)), STRIDES)
+    labels = rpn.location_targets(pyramid, [gt])
+    in_crowd = rpn.location_targets(pyramid, [gt], [crowd])
+    assert (labels == 0).any() and not (in_crowd == 0).any() and torch.equal(labels == 1, in_crowd == 1)
+    anchors = rpn.shapes.decode(pyramid, torch.zeros(1, pyramid.locations, 2))
+    positives, negatives, _ = rpn._sample_anchors(anchors, [gt], [nothing])
+    kept, outside, _ = rpn._sample_anchors(anchors, [gt], [crowd])
+    assert torch.equal(positives.sort().values, kept.sort().values) and len(outside) < len(negatives)
+    x1, y1, x2, y2 = anchors[0, outside].unbind(1)
+    inside = (x2.clamp(max=96) - x1.clamp(min=0)) * (y2.clamp(max=64) - y1.clamp(min=0))
+    assert (inside < 0.5 * (x2 - x1) * (y2 - y1)).all()
+    maps = features(1, dtype=torch.float32)
+    with_crowd = rpn(maps, [(64, 96)], [gt], [crowd.double()])[1]
+    assert with_crowd["loss_anchor_location"] != rpn(maps, [(64, 96)], [gt])[1]["loss_anchor_location"]
+
+
 def test_no_active_location_gives_no_proposals():
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES, selection=LocationSelection(0.9999)).eval()
     proposals, losses = rpn(features(3, dtype=torch.float32), [(64, 96)] * 3)

@@ -10,7 +10,8 @@ def match_of(overlap):
     """A Match of an (A, G) matrix."""
     iou, index = overlap.max(1)
     gt_iou, gt_index = overlap.max(0)
-    return Match(iou, index.masked_fill(iou == 0, -1), gt_iou, gt_index.masked_fill(gt_iou == 0, -1))
+    ignored = torch.zeros(len(overlap), dtype=torch.bool)
+    return Match(iou, index.masked_fill(iou == 0, -1), gt_iou, gt_index.masked_fill(gt_iou == 0, -1), ignored)
 
 
 OVERLAP = torch.tensor(
@@ -35,6 +36,13 @@ def test_thresholds_and_low_quality():
     assert labels.tolist() == [1, -1, -1, 0, 0]
 
 
+def test_ignored_anchors_are_not_negative():
+    match = match_of(OVERLAP)._replace(ignored=torch.tensor([True, True, True, True, False]))
+    labels, index = label_matches(match, 0.3, 0.7, 0.3)
+    assert labels.tolist() == [1, -1, 1, -1, 0]  # positives of either rule stay
+    assert index.tolist() == [0, 0, 1, 2, -1]
+
+
 def test_a_shared_best_anchor_goes_to_one_box():
     overlap = torch.tensor([[0.4, 0.5, 0.45], [0.1, 0.1, 0.1]])
     labels, index = label_matches(match_of(overlap), 0.3, 0.7, 0.3)
@@ -43,7 +51,9 @@ def test_a_shared_best_anchor_goes_to_one_box():
 
 def test_no_boxes_and_no_anchors():
     for anchors, boxes in ((4, 0), (0, 3), (0, 0)):
-        empty = Match(torch.zeros(anchors), torch.full((anchors,), -1), torch.zeros(boxes), torch.full((boxes,), -1))
+        of_anchors = torch.zeros(anchors), torch.full((anchors,), -1)
+        of_boxes = torch.zeros(boxes), torch.full((boxes,), -1)
+        empty = Match(*of_anchors, *of_boxes, torch.zeros(anchors, dtype=torch.bool))
         labels, index = label_matches(empty, 0.3, 0.7, 0.3)
         assert labels.tolist() == [0] * anchors and index.tolist() == [-1] * anchors
 

@@ -21,7 +21,7 @@ from ga_scope.ops import deform_conv2d, iou_match, location_targets, masked_conv
 
 from .cases import random_boxes, random_convolution, random_locations
 
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError)
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, MemoryError)
 BAD_NUMBERS = (math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e9, -1e9, 1e30, -3e38, 1e-40, 0.5)
 BAD_INTEGERS = (0, -1, -(2**31), 2**31, 2**40, 2**62, 2**63 - 1, -(2**63), 7)
 BAD_OBJECTS = (None, "text", 1.5, [], [None], (), {}, torch.tensor(3.0), torch.zeros(0), torch.zeros(2, 2), object())
@@ -184,8 +184,10 @@ def check_match(match, anchors, boxes):
 
 def matching_call():
     boxes, sizes, strides, dtype = scene()
+    regions = [random_boxes(random.choice([0, 1, 3]), (40, 50)).to(dtype) for _ in boxes]
     if random.random() < 0.3:
-        boxes = [spoil_numbers(b) for b in boxes]
+        boxes, regions = ([spoil_numbers(b) for b in group] for group in (boxes, regions))
+    ignoring = {"ignore_boxes": regions} if random.random() < 0.5 else {}
     count = sum(map(len, boxes))
     if random.random() < 0.3:
         anchors = [random_boxes(random.choice([0, 1, 70]), (40, 50)).to(dtype) for _ in boxes]
@@ -198,15 +200,18 @@ def matching_call():
                 ]
                 close(match.iou, torch.cat(expected), torch.float32)
 
-        return iou_match, {"boxes": anchors, "gt_boxes": boxes}, verify
-    arguments = {"gt_boxes": boxes, "level_sizes": sizes, "strides": strides}
+        return iou_match, {"boxes": anchors, "gt_boxes": boxes, "ignore_from": 0.5, **ignoring}, verify
+    arguments = {"gt_boxes": boxes, "level_sizes": sizes, "strides": strides, **ignoring}
     locations = len(boxes) * sum(h * w for h, w in sizes)
     if random.random() < 0.4:
         arguments |= {"center_ratio": 0.2, "ignore_ratio": 0.5, "sigma": 8.0}
 
         def verify(labels):
-            if finite(*boxes):
-                expected = [reference.location_targets(b, sizes, strides) for b in boxes]
+            if finite(*boxes, *regions):
+                expected = [
+                    reference.location_targets(b, sizes, strides, ignore_boxes=r if ignoring else None)
+                    for b, r in zip(boxes, regions)
+                ]
                 check(torch.equal(labels, torch.cat(expected)), "labels")
             check(labels.shape == (locations,), "shape", labels.shape)
 
@@ -220,6 +225,9 @@ def matching_call():
 
     def verify(match):
         check_match(match, locations, count)
+        centers = torch.cat([reference.level_centers(size, s) for size, s in zip(sizes, strides)]).to(dtype)
+        expected = [reference.inside_any(centers, r) & bool(ignoring) for r in regions]
+        check(torch.equal(match.ignored, torch.cat(expected)), "ignored")
 
     return viou_match, arguments, verify
 
@@ -233,7 +241,8 @@ def raw_call():
     pair = lambda: [integers() for _ in range(random.choice([2, 2, 2, 1, 3]))]  # noqa: E731
     x, weight = torch.randn(1, 4, 6, 7), torch.randn(2, 4, 3, 3)
     rows, locations = torch.randn(3, 36), torch.tensor([0, 5, 3])
-    boxes = torch.tensor([[1.0, 2, 20, 30]])
+    boxes, levels = torch.tensor([[1.0, 2, 20, 30]]), [[integers()], [integers()], [8.0]]
+    some = lambda: (boxes, [integers()])  # noqa: E731
     maybe = lambda value: spoil(value) if random.random() < 0.2 else value  # noqa: E731
     settings = [pair(), pair(), pair(), integers()]
     deformed = [[x], [rows], weight]
@@ -245,9 +254,9 @@ def raw_call():
         ),
         (OPS.masked_conv2d, [[x], weight, None, locations, *settings, False]),
         (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, *settings, True, True, False]),
-        (OPS.viou_match, [boxes, [integers()], [integers()], [integers()], [8.0], None, None, 0.5, 0.0]),
-        (OPS.iou_match, [boxes, [integers()], boxes, [integers()]]),
-        (OPS.location_targets, [boxes, [integers()], [integers()], [integers()], [8.0], 8.0, 0.2, 0.5]),
+        (OPS.viou_match, [*some(), *some(), *levels, None, None, 0.5, 0.0]),
+        (OPS.iou_match, [*some(), *some(), *some(), 0.5]),
+        (OPS.location_targets, [*some(), *some(), *levels, 8.0, 0.2, 0.5]),
         (OPS.nms_mask, [boxes[None], None, torch.tensor([[True]]), 0.5]),
     )
     operator, arguments = random.choice(calls)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from ga_scope.ops import DeformConv2d, deform_conv2d, reference
+from ga_scope.ops import DeformConv2d, box_offsets, deform_conv2d, reference
 
 from .cases import random_convolution, random_locations
 
@@ -219,21 +219,41 @@ def test_empty_inputs_have_gradients():
             assert (grad == 0).all()
 
 
-def test_same_numbers_on_any_number_of_threads():
-    case = random_convolution(images=3, levels=3, dtype=torch.float32, square=True)
-    offset, mask = random_positions(case, case.locations, True, torch.float32)
-    every = torch.arange(case.locations)
-    leaves = [t.requires_grad_() for t in (*case.maps, offset, case.weight, mask)]
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            out = deform_conv2d(case.maps, offset, case.weight, **case.settings, mask=mask, locations=every)
-            results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("kernel, dilation", [((3, 3), (1, 1)), ((1, 5), (2, 3)), ((2, 4), (1, 2))])
+def test_box_offsets_spread_the_taps_over_a_box(kernel, dilation):
+    """On maps that hold their own coordinates, an output channel per tap says where it sampled."""
+    size, strides, taps = (40, 50), [4.0, 8.0], kernel[0] * kernel[1]
+    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) + 0.5 for n in size), indexing="ij")
+    maps = [torch.stack([x, y])[None] * stride for stride in strides]
+    weight = torch.zeros(2, taps, 2, taps, dtype=torch.float64)
+    for tap in range(taps):
+        weight[0, tap, 0, tap] = weight[1, tap, 1, tap] = 1
+    padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel)]
+    out_size = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(size, padding, dilation, kernel)]
+    per_level = out_size[0] * out_size[1]
+    locations = torch.randint(2 * per_level, (200,))
+    place, stride = locations % per_level, torch.tensor(strides, dtype=torch.float64)[locations // per_level]
+    # The middle of the kernel at a location; with an even kernel or padding it may lie between pixels.
+    first = [place // out_size[1], place % out_size[1]]
+    middle = [f - p + d * (k - 1) / 2 + 0.5 for f, p, d, k in zip(first, padding, dilation, kernel)]
+    centers = torch.stack([middle[1], middle[0]], 1) * stride[:, None]
+    corner = 4 * (4 + torch.rand(200, 2, dtype=torch.float64) * 15)
+    boxes = torch.cat([corner, corner + 4 * torch.rand(200, 2, dtype=torch.float64) * 17], 1).requires_grad_()
+    offset, matrix = box_offsets(boxes, centers, stride, kernel, dilation)
+    assert offset.shape == (200, 4) and matrix.shape == (2 * taps, 4)
+    out = deform_conv2d(
+        maps, offset, weight.view(2 * taps, 2, *kernel), padding=padding, dilation=dilation, locations=locations,
+        offset_weight=matrix,
+    )  # fmt: skip
+    sampled = out.view(200, 2, *kernel)
+    left, top, right, bottom = (side[:, None] for side in boxes.detach().unbind(1))
+    columns = left + (torch.arange(kernel[1]) + 0.5) / kernel[1] * (right - left)
+    rows = top + (torch.arange(kernel[0]) + 0.5) / kernel[0] * (bottom - top)
+    torch.testing.assert_close(sampled[:, 0].detach(), columns[:, None, :].expand(-1, *kernel))
+    torch.testing.assert_close(sampled[:, 1].detach(), rows[:, :, None].expand(-1, *kernel))
+    (grad,) = torch.autograd.grad(sampled[:, 0].sum(), boxes)
+    torch.testing.assert_close(grad, torch.tensor([[taps / 2, 0.0, taps / 2, 0.0]]).double().expand(200, 4))
 
 
 def test_autocast(device):

@@ -45,6 +45,24 @@ def test_mask_and_dense_output(images, fraction):
             assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("fraction", [0.02, 0.3])
+def test_large_map_in_pieces(fraction):
+    """A channels-first map is read in place where few rows need it, else, and for its gradient, in blocks of
+    channels; same numbers."""
+    x, weight = torch.randn(1, 96, 220, 260), torch.randn(40, 48, 3, 3) / 20
+    locations = (torch.rand(220 * 260) < fraction).nonzero()[:, 0]
+    grad, results = torch.randn(len(locations), 40), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [t.clone().requires_grad_() for t in (x.contiguous(memory_format=layout), weight)]
+        out = masked_conv2d(*leaves, padding=1, groups=2, locations=locations)
+        results.append((out.detach(), *torch.autograd.grad(out, leaves, grad)))
+    expected = torch.nn.functional.conv2d(x, weight, padding=1, groups=2).flatten(2)[0, :, locations].T
+    torch.testing.assert_close(results[0][0], expected, rtol=2e-4, atol=2e-4)
+    for piecewise, whole in zip(*results):
+        torch.testing.assert_close(piecewise, whole, rtol=2e-4, atol=2e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.usefixtures("device", "deterministic")
 def test_gradcheck():
     for _ in range(4):

@@ -175,18 +175,67 @@ def test_iou_match_equals_the_matrix(dtype):
         assert_match(match, overlaps, tolerance=1e-12 if dtype == torch.float64 else 1e-6)
 
 
-def test_matching_is_the_same_on_any_number_of_threads():
-    anchors, boxes = random_boxes(5000, (300, 300)), random_boxes(60, (300, 300))
-    boxes = torch.cat([boxes, boxes])  # every box twice: ties everywhere
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            results.append((*iou_match(anchors, boxes), *viou_match(boxes, [(60, 60), (30, 30)], [5, 10])))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+def ignore_boxes_for(boxes, image, dtype=torch.float64):
+    """Crowd regions per image, some without area or with a NaN."""
+    regions = [random_boxes(random.choice([0, 1, 4]), image, dtype) for _ in boxes]
+    for region in regions:
+        if len(region) > 2:
+            region[0, 1] = float("nan")
+            region[1, 2] = region[1, 0]
+    return regions
+
+
+@pytest.mark.usefixtures("device")
+def test_viou_ignores_locations_in_ignore_boxes():
+    """And the match itself is that without them."""
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        regions = ignore_boxes_for(boxes, (sizes[0][0] * 8, sizes[0][1] * 8))
+        offset, mode = random.choice([0.0, 0.5]), random.choice([{}, {"shapes": shapes_of(strides)}])
+        match = viou_match(boxes, sizes, strides, cell_offset=offset, ignore_boxes=regions, **mode)
+        expected = [reference.inside_any(centers_of(sizes, strides, offset), r) for r in regions]
+        assert torch.equal(match.ignored, torch.cat(expected))
+        plain = viou_match(boxes, sizes, strides, cell_offset=offset, **mode)
+        assert all(torch.equal(a, b) for a, b in zip(match[:4], plain[:4])) and not plain.ignored.any()
+
+
+def test_inside_means_that_an_anchor_of_some_size_is_mostly_in_the_box():
+    """What viou_match's docstring says, by 400 shapes: more than half of one inside, if the centre is, else of none."""
+    side = torch.exp(torch.linspace(-4, 5, 20, dtype=torch.float64))
+    half = torch.cartesian_prod(side, side) / 2
+    for center in torch.rand(200, 2, dtype=torch.float64) * 40:
+        (box,) = random_boxes(1, (40, 40), snap=0).unbind(0)
+        anchors = torch.cat([center - half, center + half], 1)
+        near_border = (center - box.view(2, 2)).abs().min() < 0.01  # between the least side of the grid and 0
+        if not near_border:
+            mostly = bool((reference.part_inside(anchors, box[None]) > 0.5).any())
+            assert mostly == bool(reference.inside_any(center[None], box[None])[0])
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iou_ignores_anchors_mostly_in_ignore_boxes(dtype):
+    for _ in range(100):
+        boxes = [random_boxes(5, (100, 140), dtype) for _ in range(random.choice([1, 3]))]
+        anchors = [random_boxes(random.choice([0, 1, 70]), (100, 140), dtype) for _ in boxes]
+        regions, part = ignore_boxes_for(boxes, (100, 140), dtype), random.choice([0.3, 0.5, 1.0])
+        match = iou_match(anchors, boxes, ignore_boxes=regions, ignore_from=part)
+        parts = torch.cat([reference.part_inside(a, r).amax(1) if len(r) else torch.zeros(len(a)) for a, r in
+                           zip(anchors, regions)])  # fmt: skip
+        settled = (parts - part).abs() > 1e-5  # else rounding decides
+        assert torch.equal(match.ignored[settled], (parts >= part)[settled])
+        plain = iou_match(anchors, boxes)
+        assert all(torch.equal(a, b) for a, b in zip(match[:4], plain[:4])) and not plain.ignored.any()
+
+
+@pytest.mark.usefixtures("device")
+def test_location_targets_ignore_cells_in_ignore_boxes():
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        regions = ignore_boxes_for(boxes, (sizes[0][0] * 8, sizes[0][1] * 8))
+        labels = location_targets(boxes, sizes, strides, ignore_boxes=regions).view(len(boxes), -1)
+        for image, region, label in zip(boxes, regions, labels):
+            assert torch.equal(label, reference.location_targets(image, sizes, strides, ignore_boxes=region))
 
 
 @pytest.mark.usefixtures("device")
@@ -249,6 +298,20 @@ BAD_CALLS = [
     ),
     (iou_match, ([torch.zeros(3, 4)], [torch.zeros(3, 4)] * 2), {}, "gt_counts: expected 1 images, got 2"),
     (iou_match, (torch.zeros(3, 4), torch.zeros(3, 4).double()), {}, "gt_boxes: expected dtype Float, got Double"),
+    (viou_match, ONE_LEVEL, {"ignore_boxes": [torch.zeros(1, 4)] * 2}, "ignore_counts: expected 1 images, got 2"),
+    (viou_match, ONE_LEVEL, {"ignore_boxes": torch.zeros(2, 3)}, r"ignore_boxes: expected tensors of shape \(G, 4\)"),
+    (
+        location_targets,
+        ONE_LEVEL,
+        {"ignore_boxes": torch.zeros(2, 4).double()},
+        "ignore_boxes: expected dtype Float, got Double",
+    ),
+    (
+        iou_match,
+        (torch.zeros(3, 4), torch.zeros(3, 4)),
+        {"ignore_from": 0.0},
+        r"ignore_from: expected a number in \(0, 1\], got 0",
+    ),
     (location_targets, (torch.zeros(3, 4), [(4, 4)], [8], 0.5, 0.2), {}, "center_ratio: expected 0 <= center_ratio"),
 ]
 

@@ -38,10 +38,11 @@ def sample_calls():
         yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1, False)
     boxes = torch.tensor([[1.0, 2, 20, 30], [4, 4, 9, 9], [0, 0, 31, 31]])
     levels = [4, 2], [5, 3], [8.0, 16.0]
-    yield OPS.viou_match, (boxes, [2, 1], *levels, None, None, 0.5, 0.0)
-    yield OPS.viou_match, (boxes, [2, 1], *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3)
-    yield OPS.iou_match, (boxes, [3], boxes[:2], [2])
-    yield OPS.location_targets, (boxes, [0, 3], *levels, 8.0, 0.2, 0.5)
+    crowds = boxes[1:], [0, 2]
+    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, None, None, 0.5, 0.0)
+    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3)
+    yield OPS.iou_match, (boxes, [3], boxes[:2], [2], boxes[:0], [0], 0.5)
+    yield OPS.location_targets, (boxes, [0, 3], *crowds, *levels, 8.0, 0.2, 0.5)
     yield OPS.nms_mask, (boxes[None], None, None, 0.5)
     yield OPS.nms_mask, (boxes[None], torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]]), 0.1)
 
@@ -77,7 +78,8 @@ def masked_at(x, weight, locations):
 
 def matched(boxes, anchors, x):
     size, strides = [x.shape[2:]], [8]
-    return viou_match(boxes, size, strides).iou, iou_match(anchors, boxes).index, location_targets(boxes, size, strides)
+    labels = location_targets(boxes, size, strides, ignore_boxes=anchors)
+    return viou_match(boxes, size, strides).iou, iou_match(anchors, boxes, ignore_boxes=boxes).ignored, labels
 
 
 def suppressed(boxes):

@@ -101,11 +101,21 @@ class AnchorGeneration(nn.Module):
     def _device(self):
         return next(self.head.parameters()).device
 
-    def _anchor_losses(self, pyramid: Pyramid, location_logits, shape_deltas: Tensor, gt_boxes: list[Tensor]):
-        """L_loc and L_shape of Eq. 4 with their weights, as far as the head has the branches."""
+    def _anchor_losses(
+        self,
+        pyramid: Pyramid,
+        location_logits,
+        shape_deltas: Tensor,
+        gt_boxes: list[Tensor],
+        ignore_boxes: list[Tensor] | None,
+    ):
+        """L_loc and L_shape of Eq. 4 with their weights, as far as the head has the branches.
+
+        L_shape has positives alone, which ignore boxes do not change.
+        """
         losses = {}
         if location_logits is not None:
-            labels = self.location_targets(pyramid, gt_boxes)
+            labels = self.location_targets(pyramid, gt_boxes, ignore_boxes)
             loss = location_loss(location_logits, labels, self.focal_alpha, self.focal_gamma, self.outside_weight)
             losses["loss_anchor_location"] = self.location_weight * loss
         if self.shapes.columns:

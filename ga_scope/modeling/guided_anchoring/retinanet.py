@@ -161,6 +161,7 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         image_sizes: list[tuple[int, int]],
         gt_boxes: list[Tensor] | None = None,
         gt_classes: list[Tensor] | None = None,
+        ignore_boxes: list[Tensor] | None = None,
     ) -> tuple[list[Detections], dict[str, Tensor]]:
         """In inference the detections of every image and no losses; in training no detections and the losses.
 
@@ -168,6 +169,7 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
             features: (N, C, H_l, W_l) per level.
             image_sizes: (height, width) of every image without its padding.
             gt_boxes, gt_classes: (G, 4) and (G,) from 0, per image, in training.
+            ignore_boxes: (B, 4) per image, crowd regions: nothing inside them is a negative. Default: none.
         """
         pyramid = Pyramid.of(features, self.strides, self.cell_offset)
         towers, location_logits, shape_deltas = self.head.generate(pyramid, features)
@@ -176,7 +178,9 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         if gt_boxes is None or gt_classes is None:
             raise ValueError("gt_boxes, gt_classes: expected those of every image in training, got None")
         gt_boxes = [boxes.float() for boxes in gt_boxes]
-        return [], self._losses(pyramid, towers, location_logits, shape_deltas, gt_boxes, torch.cat(gt_classes))
+        ignore_boxes = ignore_boxes and [boxes.float() for boxes in ignore_boxes]
+        classes = torch.cat(gt_classes)
+        return [], self._losses(pyramid, towers, location_logits, shape_deltas, gt_boxes, classes, ignore_boxes)
 
     @torch.no_grad()
     def _detections(self, pyramid, towers, location_logits, shape_deltas, image_sizes):
@@ -250,10 +254,10 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
             most=self.detections_per_image,
         )
 
-    def _losses(self, pyramid, towers, location_logits, shape_deltas, gt_boxes, gt_classes):
-        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes)
+    def _losses(self, pyramid, towers, location_logits, shape_deltas, gt_boxes, gt_classes, ignore_boxes):
+        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes, ignore_boxes)
         anchors = self.shapes.decode(pyramid, shape_deltas.detach())
-        match = iou_match(list(anchors), gt_boxes)
+        match = iou_match(list(anchors), gt_boxes, ignore_boxes=ignore_boxes)
         labels, index = label_matches(match, *self.iou_thresholds, self.low_quality_iou)
         positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
         normalizer = max(len(positives), 1)

@@ -72,7 +72,11 @@ class GuidedAnchorRPN(AnchorGeneration):
         self.proposals_in_training = proposals_in_training
 
     def forward(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], gt_boxes: list[Tensor] | None = None
+        self,
+        features: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        gt_boxes: list[Tensor] | None = None,
+        ignore_boxes: list[Tensor] | None = None,
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
         """Proposals of every image (detached), and the losses where ``gt_boxes`` are given in training.
 
@@ -80,6 +84,7 @@ class GuidedAnchorRPN(AnchorGeneration):
             features: (N, C, H_l, W_l) per level.
             image_sizes: (height, width) of every image without its padding.
             gt_boxes: (G, 4) per image.
+            ignore_boxes: (B, 4) per image, crowd regions: nothing inside them is a negative. Default: none.
         """
         pyramid = Pyramid.of(features, self.strides, self.cell_offset)
         features, location_logits, shape_deltas = self.head.generate(pyramid, features)
@@ -88,7 +93,8 @@ class GuidedAnchorRPN(AnchorGeneration):
             if gt_boxes is None:
                 raise ValueError("gt_boxes: expected the boxes of every image in training, got None")
             gt_boxes = [boxes.float() for boxes in gt_boxes]
-            losses, sampled = self._losses(pyramid, features, location_logits, shape_deltas, gt_boxes)
+            ignore_boxes = ignore_boxes and [boxes.float() for boxes in ignore_boxes]
+            losses, sampled = self._losses(pyramid, features, location_logits, shape_deltas, gt_boxes, ignore_boxes)
             if not self.proposals_in_training:
                 empty = shape_deltas.new_zeros(0, 4, dtype=torch.float32)
                 return [Proposals(empty, empty[:, 0]) for _ in image_sizes], losses
@@ -165,11 +171,11 @@ class GuidedAnchorRPN(AnchorGeneration):
 
     # ---- losses ---------------------------------------------------------------------------------
 
-    def _losses(self, pyramid, features, location_logits, shape_deltas, gt_boxes):
+    def _losses(self, pyramid, features, location_logits, shape_deltas, gt_boxes, ignore_boxes):
         """The four losses of Eq. 4; and the sampled anchors' locations, boxes, logits and deltas."""
-        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes)
+        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes, ignore_boxes)
         all_anchors = self.shapes.decode(pyramid, shape_deltas.detach())
-        positives, negatives, boxes = self._sample_anchors(all_anchors, gt_boxes)
+        positives, negatives, boxes = self._sample_anchors(all_anchors, gt_boxes, ignore_boxes)
         sampled = torch.cat([positives, negatives])
         anchors = all_anchors.flatten(0, 1)[sampled]
         locations, logits, box_deltas = self._predict_anchors(features, shape_deltas, sampled)
@@ -194,10 +200,10 @@ class GuidedAnchorRPN(AnchorGeneration):
         return locations, logits, deltas
 
     @torch.no_grad()
-    def _sample_anchors(self, anchors, gt_boxes):
+    def _sample_anchors(self, anchors, gt_boxes, ignore_boxes):
         """Sampled positive and negative anchors (indices over the batch), and the boxes of the positives."""
         negative, positive = self.iou_thresholds
-        match = iou_match(list(anchors), gt_boxes)
+        match = iou_match(list(anchors), gt_boxes, ignore_boxes=ignore_boxes)
         labels, index = label_matches(match, negative, positive, low_quality_from=self.low_quality_iou)
         positives, negatives = sample_labels(labels.view(anchors.shape[:2]), self.per_image, self.positive_fraction)
         return positives, negatives, torch.cat(gt_boxes)[index[positives]]

@@ -22,10 +22,16 @@ class LocationTargets:
         self.ignore_ratio = ignore_ratio
         self.sigma = sigma
 
-    def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> Tensor:
+    def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor], ignore_boxes: list[Tensor] | None = None) -> Tensor:
         """(N, P) int8."""
         labels = location_targets(
-            gt_boxes, pyramid.sizes, pyramid.strides, self.center_ratio, self.ignore_ratio, self.sigma
+            gt_boxes,
+            pyramid.sizes,
+            pyramid.strides,
+            self.center_ratio,
+            self.ignore_ratio,
+            self.sigma,
+            ignore_boxes=ignore_boxes,
         )
         return labels.view(pyramid.images, pyramid.locations)
 

@@ -49,12 +49,15 @@ def test_many_images_and_boxes():
     """More images than one launch holds, more boxes than a tile."""
     boxes = [torch.rand(i % 40, 4).cumsum(1) * 30 for i in range(150)]
     anchors = [torch.rand(3 + i % 5, 4).cumsum(1) * 30 for i in range(150)]
-    single = [iou_match([a], [b]) for a, b in zip(anchors, boxes)]
-    whole = iou_match(anchors, boxes)
+    crowds = [b[:i] for i, b in zip(range(150), reversed(boxes))]
+    single = [iou_match([a], [b], ignore_boxes=[c]) for a, b, c in zip(anchors, boxes, crowds)]
+    whole = iou_match(anchors, boxes, ignore_boxes=crowds)
     assert torch.equal(whole.iou, torch.cat([m.iou for m in single]))
     assert torch.equal(whole.gt_iou, torch.cat([m.gt_iou for m in single]))
-    labels = torch.cat([location_targets([b], [(4, 5), (2, 3)], [8, 16]) for b in boxes])
-    assert torch.equal(location_targets(boxes, [(4, 5), (2, 3)], [8, 16]), labels)
+    assert torch.equal(whole.ignored, torch.cat([m.ignored for m in single])) and whole.ignored.any()
+    levels = [(4, 5), (2, 3)], [8, 16]
+    labels = torch.cat([location_targets([b], *levels, ignore_boxes=[c]) for b, c in zip(boxes, crowds)])
+    assert torch.equal(location_targets(boxes, *levels, ignore_boxes=crowds), labels)
 
 
 def gradients(deterministic):
