@@ -15,7 +15,7 @@ import pytest
 
 from ga_scope.ablation.queue import ordered_runs
 from ga_scope.ablation.report import as_dict, as_markdown
-from ga_scope.ablation.runs import Run, RunFailed, Suite
+from ga_scope.ablation.runs import Run, RunFailed, Suite, write_atomically
 from ga_scope.ablation.tables import AR, GA_RPN, RPN, Row, Table, tables
 from ga_scope.config import ConfigError
 from ga_scope.data import make_shapes
@@ -82,22 +82,28 @@ def test_needed_runs_come_first(tmp_path):
     assert "DATASETS.PROPOSAL_FILES_TRAIN" in command
 
 
+def written_once(path, text):
+    """The script at ``path``; commands are asked for while an earlier run reads its own."""
+    if not path.exists():
+        write_atomically(path, text)
+    return str(path)
+
+
 class FakeSuite(Suite):
     """Runs of a tenth of a second in place of trainings."""
 
     def command(self, run, seed):
-        script = self.output / "fake.py"
-        script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(
+        script = written_once(
+            self.output / "fake.py",
             "import sys, json, time, pathlib\n"
             "out = pathlib.Path(sys.argv[1])\n"
             "(out / 'metrics.json').write_text('{\"AR@10')\n"  # half-written first, as by a killed run
             "time.sleep(0.1)\n"
             "if sys.argv[3] == 'fails': sys.exit('broken on purpose')\n"
             "value = (len(sys.argv[3]) + int(sys.argv[2])) / 100\n"
-            "(out / 'metrics.json').write_text(json.dumps({'AR@100': value, 'AR@300': None}))\n"
+            "(out / 'metrics.json').write_text(json.dumps({'AR@100': value, 'AR@300': None}))\n",
         )
-        return [str(script), str(self.folder(run, seed)), str(seed), run.name]
+        return [script, str(self.folder(run, seed)), str(seed), run.name]
 
 
 def fake_table(names):
@@ -142,16 +148,15 @@ class TimedSuite(FakeSuite):
     """Runs that write when they began and ended."""
 
     def command(self, run, seed):
-        script = self.output / "timed.py"
-        self.output.mkdir(parents=True, exist_ok=True)
-        script.write_text(
+        script = written_once(
+            self.output / "timed.py",
             "import json, pathlib, sys, time\n"
             "began = time.time()\n"
             "time.sleep(0.8)\n"
             "metrics = {'began': began, 'ended': time.time()}\n"
-            "(pathlib.Path(sys.argv[1]) / 'metrics.json').write_text(json.dumps(metrics))\n"
+            "(pathlib.Path(sys.argv[1]) / 'metrics.json').write_text(json.dumps(metrics))\n",
         )
-        return [str(script), str(self.folder(run, seed))]
+        return [script, str(self.folder(run, seed))]
 
 
 def test_side_by_side(tmp_path, capsys):
@@ -182,9 +187,8 @@ def test_side_by_side(tmp_path, capsys):
 def test_a_failure_ends_the_runs_beside_it(tmp_path):
     class OneFails(TimedSuite):
         def command(self, run, seed):
-            script = tmp_path / f"{run.name}.py"
-            script.write_text("import sys, time\n" + ("sys.exit(3)" if run.name == "a" else "time.sleep(60)"))
-            return [str(script)]
+            text = "import sys, time\n" + ("sys.exit(3)" if run.name == "a" else "time.sleep(60)")
+            return [written_once(tmp_path / f"{run.name}.py", text)]
 
     suite, began = OneFails("shapes", tmp_path, "torchvision"), time.time()
     with pytest.raises(RunFailed, match="exit code 3"):

@@ -103,8 +103,10 @@ def overfitting(shapes, four_images, output):
         "DATASETS.TEST": (name,),
         "INPUT.RANDOM_FLIP": "none",
         **image_size(128),
+        "MODEL.FPN.OUT_CHANNELS": 64,
         "SOLVER.IMS_PER_BATCH": 4,
-        "SOLVER.MAX_ITER": 180,
+        "SOLVER.BASE_LR": 0.001,
+        "SOLVER.MAX_ITER": 150,
         "SOLVER.WARMUP_ITERS": 20,
     }
     return overrides(shapes, output, **settings)
