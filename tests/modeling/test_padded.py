@@ -126,17 +126,10 @@ def test_a_replay_needs_cuda():
 # ---- what a CUDA graph could not hold --------------------------------------------------------------
 
 # Operators whose result has a size that the data decides, or that hand a number to the host.
-WAITING = (
-    "nonzero",
-    "unique",
-    "masked_select",
-    "bincount",
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "equal",
-    "nms",
-)
+WAITING = {
+    *("nonzero", "argwhere", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "nms"),
+    *("_local_scalar_dense", "is_nonzero", "equal", "bincount", "histc", "repeat_interleave", "multinomial"),
+}
 
 
 class NoWaiting(TorchDispatchMode):
@@ -157,7 +150,8 @@ class NoWaiting(TorchDispatchMode):
         ]
         assert not (name.startswith("index") and masks), f"{function} with a mask has a result of unknown size"
         # Numbers that the host knows may take part: they travel with the launch.
-        devices = {t.device.type for t in (*given, *made) if t.dim() > 0}
+        copies = name in ("_to_copy", "copy_")
+        devices = {t.device.type for t in (*given, *made) if t.dim() > 0 or copies}
         assert len(devices) < 2, f"{function} copies between {sorted(devices)}"
         if devices:
             assert devices == {"cuda"}, f"{function} works on the host: its result would have to be copied"
