@@ -74,7 +74,7 @@ def test_compiled_by_inductor(model):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("model", [rpn, scopenet])
 def test_mixed_precision_training_step(model, dtype):
-    """A loss near float32's (the samples may differ); every gradient float32 and finite. float16 with a loss scale, as detectron2's trainer."""
+    """A loss near float32's (samples may differ); gradients are float32 and finite. float16 with a loss scale."""
     model = model().cuda().train()
     maps = on_gpu(features())
     boxes, classes = ([value.cuda() for value in part] for part in truth())
