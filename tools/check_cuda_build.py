@@ -35,6 +35,7 @@ SHARED_SIZES = """
 #include <cstdio>
 #include "cuda/fused_convolution.h"
 #include "cuda/matching_kernels.h"
+#include "cuda/nms_kernels.h"
 #include "cuda/tile_kernels.h"
 using namespace ga_scope;
 using namespace ga_scope::cuda;
@@ -51,6 +52,9 @@ int main() {
   print<Match<float, VariableAnchors<float>>>("Match<float,VariableAnchors<float>>");
   print<Match<double, FixedAnchors<double>>>("Match<double,FixedAnchors<double>>");
   print<Match<double, VariableAnchors<double>>>("Match<double,VariableAnchors<double>>");
+  print<PairBits<float>>("PairBits<float>");
+  print<PairBits<double>>("PairBits<double>");
+  print<Sweep>("Sweep");
   print<BackwardSamples<float>>("BackwardSamples<float>");
   print<BackwardSamples<BFloat16>>("BackwardSamples<c10::BFloat16>");
   print<BackwardSamples<Half>>("BackwardSamples<c10::Half>");

@@ -26,7 +26,7 @@ class Replay:
     """
 
     def __init__(self, function, *inputs):
-        self._inputs, self._structure = tree_flatten(tree_map(torch.clone, inputs))
+        self._inputs, self._structure = tree_flatten(tree_map(lambda value: value.detach().clone(), inputs))
         if not all(value.is_cuda for value in self._inputs):
             raise RuntimeError("inputs: expected CUDA tensors, got one of another device")
         inputs = self._structure.unflatten(self._inputs)
@@ -55,6 +55,6 @@ class Replay:
         for number, (own, value) in enumerate(zip(self._inputs, values)):
             if own.shape != value.shape:
                 raise ValueError(f"inputs: expected shape {list(own.shape)} at {number}, got {list(value.shape)}")
-            own.copy_(value, non_blocking=True)
+            own.copy_(value.detach(), non_blocking=True)
         self._graph.replay()
         return self._results

@@ -69,7 +69,8 @@ def tf32_allowed():
 
 def allow_tf32(inputs):
     """Whether products of these tensors may round to tf32."""
-    return bool(inputs) and inputs[0].is_cuda and inputs[0].dtype == torch.float32 and tf32_allowed()
+    # len, since torch.compile up to 2.11 cannot trace bool() of a list.
+    return len(inputs) > 0 and inputs[0].is_cuda and inputs[0].dtype == torch.float32 and tf32_allowed()
 
 
 def cast(tensor, dtype):

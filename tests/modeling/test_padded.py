@@ -1,5 +1,8 @@
 """Inference of fixed sizes: the same results as without, and nothing in it that a CUDA graph could not hold."""
 
+import contextlib
+import types
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -123,20 +126,48 @@ def test_a_replay_needs_cuda():
         Replay(rpn().padded_proposals, features(), torch.tensor(SIZES))
 
 
+def test_replay_copies_inputs_and_rereads_results(monkeypatch):
+    """With a stand-in for torch.cuda whose graph runs the function again, into the same results."""
+    calls = []
+
+    def function(a, more):
+        calls.append(torch.is_grad_enabled())
+        return {"sum": a + more["b"]}
+
+    class Graph:
+        def replay(self):
+            results = function(*replay._structure.unflatten(replay._inputs))
+            replay._results["sum"].copy_(results["sum"])
+
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2)
+    replay = Replay(function, a, {"b": b})
+    assert len(calls) == 4 and not any(calls)  # three to warm up, one captured, no gradients
+    first = replay(torch.tensor([1.0, 2.0]), {"b": torch.tensor([10.0, 20.0])})["sum"]
+    assert first.tolist() == [11, 22]
+    assert replay(torch.zeros(2), {"b": b})["sum"] is first and first.tolist() == [1, 1]
+    replay(a, {"b": b})
+    assert not any(value.requires_grad for value in replay._inputs)
+    assert a.tolist() == [1, 1], "the examples are not written to"
+    with pytest.raises(ValueError, match=r"inputs: expected shape \[2\] at 1, got \[3\]"):
+        replay(a, {"b": torch.ones(3)})
+    with pytest.raises(ValueError, match="inputs: expected "):
+        replay(a, b)
+
+
 # ---- what a CUDA graph could not hold --------------------------------------------------------------
 
 # Operators whose result has a size that the data decides, or that hand a number to the host.
-WAITING = (
-    "nonzero",
-    "unique",
-    "masked_select",
-    "bincount",
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "equal",
-    "nms",
-)
+WAITING = {
+    *("nonzero", "argwhere", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "nms"),
+    *("_local_scalar_dense", "is_nonzero", "equal", "bincount", "histc", "repeat_interleave", "multinomial"),
+}
 
 
 class NoWaiting(TorchDispatchMode):
@@ -157,7 +188,8 @@ class NoWaiting(TorchDispatchMode):
         ]
         assert not (name.startswith("index") and masks), f"{function} with a mask has a result of unknown size"
         # Numbers that the host knows may take part: they travel with the launch.
-        devices = {t.device.type for t in (*given, *made) if t.dim() > 0}
+        copies = name in ("_to_copy", "copy_")
+        devices = {t.device.type for t in (*given, *made) if t.dim() > 0 or copies}
         assert len(devices) < 2, f"{function} copies between {sorted(devices)}"
         if devices:
             assert devices == {"cuda"}, f"{function} works on the host: its result would have to be copied"
