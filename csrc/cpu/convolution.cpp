@@ -4,7 +4,7 @@
 // the L2 cache and multiplies them with the packed weight; the columns of a whole map never exist.
 //
 // Gathers want the channels of a pixel side by side. Where the input has them so (channels_last) there is
-// one pass over everything; so there is where a sparse mask reads little of the input, one number at a time.
+// one pass over everything; so there is where a sparse mask reads little of the input, number by number.
 // Otherwise the input is transposed piecewise into a scratch buffer of bounded size: a pass covers as many
 // maps as fit, or, of a map too large for that, as many channels as fit, and the passes over a map's
 // channels add up in the output.
@@ -233,8 +233,8 @@ class Engine {
   }
 
  private:
-  // Unless channels are side by side already, or the rows read fewer pixels than the maps have. (Where offsets
-  // lead, a pixel takes four reads, and transposition pays for fewer rows yet.)
+  // Unless channels are side by side already, or the rows read fewer pixels than the maps have. Deformable
+  // sampling reads four pixels per tap: there it pays for almost any number of rows.
   bool transposition_pays() const {
     if (all_channels_contiguous(args_.input)) return false;
     int64_t pixels = 0;
