@@ -110,7 +110,10 @@ def main():
     parser.add_argument("--continue", dest="continue_runs", action="store_true", help="interrupted training goes on")
     parser.add_argument("--report", action="store_true", help="run nothing, write the tables from what is there")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for every training, as SOLVER.MAX_ITER 100"
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="for every training, after --engine: SOLVER.MAX_ITER 100",
     )
     args = parser.parse_args()
     if not args.table and not args.figure:

@@ -101,7 +101,7 @@ def main():
     parser.add_argument("--engine", choices=("detectron2", "torchvision"), default="torchvision")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "scope")
     parser.add_argument("--report", action="store_true", help="run nothing, write the table of what is there")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for every run")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="for every run; after --engine")
     args = parser.parse_args()
     args.output = args.output.resolve()
     results = {}
