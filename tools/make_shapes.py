@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 
 from ga_scope.data import make_shapes
 
@@ -16,7 +17,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    make_shapes(args.output, args.train, args.val, args.size, args.seed)
+    make_shapes(args.output, args.train, args.val, args.size, args.seed, os.cpu_count())
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ rendered letters of any colour, 8 px to most of the image in size (log-uniform),
 ``iscrowd`` annotation) or nothing at all. The same settings give the same bytes.
 """
 
+import contextlib
+import functools
 import json
 import logging
 import math
+import multiprocessing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,21 +41,24 @@ class ShapesSettings:
     crowd_fraction: float = 0.04
 
 
-def make_shapes(output, train: int = 1000, val: int = 150, size: int = 192, seed: int = 0) -> Path:
+def make_shapes(
+    output, train: int = 1000, val: int = 150, size: int = 192, seed: int = 0, processes: int = 1
+) -> Path:
     """Writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json`` under ``output``.
 
-    A split that is already there with the same settings is left alone; one with other settings is an error.
+    A split that is already there with the same settings is left alone; one with other settings is an error. Image i of
+    a split is the same however many there are, and whatever the number of ``processes`` that draw.
 
     Returns:
         ``output`` as a path.
     """
     output = Path(output)
     for offset, (split, images) in enumerate((("train", train), ("val", val))):
-        _make_split(output, split, ShapesSettings(images, size, 2 * seed + offset))
+        _make_split(output, split, ShapesSettings(images, size, 2 * seed + offset), processes)
     return output
 
 
-def _make_split(output, split, settings):
+def _make_split(output, split, settings, processes):
     annotations = output / "annotations" / f"instances_{split}.json"
     if annotations.exists():
         found = json.loads(annotations.read_text())["info"].get("settings")
@@ -65,13 +71,14 @@ def _make_split(output, split, settings):
     folder.mkdir(parents=True, exist_ok=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
     images, objects = [], []
-    for index in range(settings.images):
-        image, found = draw_scene(settings, index)
-        name = f"{index:06d}.jpg"
-        image.save(folder / name, quality=92)
-        images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
-        for item in found:
-            objects.append({"id": len(objects) + 1, "image_id": index + 1, **item})
+    with contextlib.ExitStack() as stack:
+        # No process of its own for one: a caller need not be importable for it, as multiprocessing demands.
+        each = stack.enter_context(multiprocessing.Pool(processes)).imap if processes > 1 else map
+        scenes = each(functools.partial(_save_scene, settings, folder), range(settings.images))
+        for index, (name, found) in enumerate(scenes):
+            images.append({"id": index + 1, "file_name": name, "width": settings.size, "height": settings.size})
+            for item in found:
+                objects.append({"id": len(objects) + 1, "image_id": index + 1, **item})
     categories = [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASSES)]
     content = {
         "info": {"description": "ga_scope shapes", "settings": asdict(settings)},
@@ -84,6 +91,14 @@ def _make_split(output, split, settings):
     partial.write_text(json.dumps(content))
     partial.rename(annotations)
     logger.info("made %d images with %d objects in %s", len(images), len(objects), folder)
+
+
+def _save_scene(settings, folder, index):
+    """The name of the file that it writes, and the image's annotations."""
+    image, found = draw_scene(settings, index)
+    name = f"{index:06d}.jpg"
+    image.save(folder / name, quality=92)
+    return name, found
 
 
 def draw_scene(settings: ShapesSettings, index: int):

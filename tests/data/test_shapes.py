@@ -23,8 +23,8 @@ def content(folder, split="train"):
 
 
 def test_same_seed_same_bytes(tmp_path):
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        make_shapes(tmp_path / name, train=4, val=2, size=96, seed=seed)
+    for name, seed, processes in (("a", 3, 1), ("b", 3, 2), ("c", 4, 1)):
+        make_shapes(tmp_path / name, train=4, val=2, size=96, seed=seed, processes=processes)
     files = {name: sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*.*")) for name in "abc"}
     assert files["a"] == files["b"] and len(files["a"]) == 8
     same = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files["a"]]
