@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Repeats the Guided Anchoring paper's tables and figures.
+"""Repeats the tables and figures of the Guided Anchoring paper, and ScopeNet's tables.
 
   ablate.py --table 4 5 --dataset shapes --seeds 0 1 --jobs 2
+  ablate.py --table scope1 scope-beyond --dataset shapes --seeds 0 1 2
   ablate.py --figure 3 4 5 6 --dataset shapes
 
 Runs what is missing, each run a command of its own that is printed; writes table_<name>.md and table_<name>.json after
@@ -97,9 +98,16 @@ def main():
     known = tables()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--table", nargs="+", action="extend", choices=[*known], default=[], help="of the paper; hyper: section 4.3's"
+        "--table",
+        nargs="+",
+        action="extend",
+        choices=[*known],
+        default=[],
+        help="of Guided Anchoring, hyper: its section 4.3; scope1 to 3: of ScopeNet",
     )
-    parser.add_argument("--figure", nargs="+", action="extend", choices=list("3456"), default=[], help="of the paper")
+    parser.add_argument(
+        "--figure", nargs="+", action="extend", choices=list("3456"), default=[], help="of Guided Anchoring"
+    )
     parser.add_argument("--images", type=int, default=150, help="for a figure, of the test set (default: 150)")
     parser.add_argument("--dataset", choices=DATASETS, default="shapes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -1,1 +1,1 @@
-"""Every table and figure of the Guided Anchoring paper as runs that can be repeated (tools/ablate.py)."""
+"""The tables and figures of the two papers as runs that can be repeated (tools/ablate.py)."""

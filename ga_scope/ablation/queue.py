@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from .runs import Run, Suite
-from .tables import Row
+from .table import Row
 
 POLL_SECONDS = 0.1
 

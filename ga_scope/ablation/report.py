@@ -5,7 +5,7 @@ import statistics
 
 from .queue import ordered_runs
 from .runs import Suite, commit, machine
-from .tables import Row, Table
+from .table import Row, Table
 
 PLAIN = ("anchors_per_image", "images_per_second")  # not in percent
 

@@ -16,7 +16,8 @@ import pytest
 from ga_scope.ablation.queue import ordered_runs
 from ga_scope.ablation.report import as_dict, as_markdown
 from ga_scope.ablation.runs import Run, RunFailed, Suite, write_atomically
-from ga_scope.ablation.tables import AR, GA_RPN, RPN, Row, Table, tables
+from ga_scope.ablation.table import AR, Row, Table
+from ga_scope.ablation.tables import GA_RPN, RPN, tables
 from ga_scope.config import ConfigError
 from ga_scope.data import make_shapes
 from ga_scope.integrations.torchvision.models import build_model
@@ -57,13 +58,15 @@ def test_every_row_is_a_model_that_builds(dataset, tmp_path):
 def test_the_papers_numbers():
     """Spot checks of the transcription; every row has a number for each column."""
     known = tables()
-    assert set(known) == {"1", "2", "3", "4", "5", "6", "7", "hyper"}
+    assert set(known) == {"1", "2", "3", "4", "5", "6", "7", "hyper", "scope1", "scope2", "scope3", "scope-beyond"}
     for table in known.values():
         assert all(len(row.paper) == len(table.columns) for row in table.rows)
     assert known["1"].rows[-1].paper == (59.2, 65.2, 68.5, 40.9, 67.8, 79.0)
     assert [row.paper[0] for row in known["4"].rows] == [47.5, 48.0, 53.8, 54.0, 59.2, 56.1]
     assert [row.paper[0] for row in known["6"].rows] == [51.7, 54.0, 57.2, 59.2]
     assert known["7"].rows[-1].paper == (39.4, 59.3, 43.2)
+    assert [row.paper[0] for row in known["scope1"].rows] == [35.8, 37.2, 38.0]
+    assert [row.paper[2] for row in known["scope2"].rows] == [37.5, 38.9, 39.2, *[39.4] * 4, 39.5, 39.3, 39.4]
 
 
 def test_needed_runs_come_first(tmp_path):
@@ -80,6 +83,29 @@ def test_needed_runs_come_first(tmp_path):
     weights = command[command.index("MODEL.WEIGHTS") + 1]
     assert weights == str(tmp_path / "shapes" / "faster_rcnn" / "seed1" / "model_final.pth")
     assert "DATASETS.PROPOSAL_FILES_TRAIN" in command
+
+
+def test_scopenets_scores_share_a_training(tmp_path):
+    """What differs in the score only is an evaluation of the same weights, with the model that was trained."""
+    known = tables()
+    rows = [row for name in ("scope1", "scope3", "scope-beyond") for row in known[name].rows]
+    runs = [run for run, _ in ordered_runs(rows, [0])]
+    assert [run.kind for run in runs].count("train") == 7
+    suite = Suite("shapes", tmp_path, "torchvision")
+    for run in (run for run in runs if run.kind == "eval"):
+        command = suite.command(run, 0)
+        assert command[command.index("MODEL.WEIGHTS") + 1] == str(suite.folder(run.weights, 0) / "model_final.pth")
+        differ = {k for k in run.overrides if run.overrides[k] != run.weights.overrides.get(k)}
+        assert differ == {"MODEL.SCOPENET.RESCORE"}
+
+
+def test_retinanet_beside_scopenet_trains_as_long():
+    scope, retina = (
+        setup(str(ROOT / f"configs/shapes/{name}.yaml")) for name in ("scopenet_R_18_FPN", "retinanet_R_18_FPN_long")
+    )
+    for section in ("SOLVER", "INPUT", "DATASETS", "DATALOADER"):
+        assert scope[section] == retina[section], section
+    assert scope.MODEL.FPN.OUT_CHANNELS == retina.MODEL.FPN.OUT_CHANNELS
 
 
 def written_once(path, text):
