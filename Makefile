@@ -40,10 +40,10 @@ SCOPENET_DEMO := output/scopenet-demo
 SCOPENET_CONFIG := configs/shapes/scopenet_R_18_FPN.yaml
 
 scopenet-demo: install
-	$(PY) tools/make_shapes.py datasets/shapes
+	$(PY) tools/make_shapes.py datasets/shapes_4000 --train 4000
 	$(PY) train_net.py --config-file $(SCOPENET_CONFIG) OUTPUT_DIR $(SCOPENET_DEMO)
 	$(PY) tools/visualize_scope.py --config-file $(SCOPENET_CONFIG) \
-	  --input shapes_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
+	  --input shapes_4000_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
 
 # A process per core, up to eight; files whole, since their tests share what they train and build.
 test: install

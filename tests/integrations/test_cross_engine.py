@@ -127,16 +127,19 @@ def test_same_weights_same_results(name, stride_in_1x1, shapes, tmp_path, weight
     assert seen > 20
 
 
-P3_TO_P7 = {
-    "MODEL.FPN.IN_FEATURES": ["res3", "res4", "res5"],
-    "MODEL.SCOPENET.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
-    "MODEL.SCOPENET.TARGETS.RANGES": [64, 128, 256, 512],
-}
 SCOPENETS = {
-    "p2 to p6": {},
-    "p6 from p5": {"MODEL.BACKBONE.NAME": "build_scopenet_resnet_fpn_backbone"} | P3_TO_P7,
-    "p6 from res5, no norm": {"MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone", "MODEL.SCOPENET.NORM": ""}
-    | P3_TO_P7,
+    "p6 from res5": {},
+    "p6 from p5, no norm": {
+        "MODEL.BACKBONE.NAME": "build_scopenet_resnet_fpn_backbone",
+        "MODEL.SCOPENET.NORM": "",
+    },
+    "p2 to p6": {
+        "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.SCOPENET.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+        "MODEL.SCOPENET.TARGETS.RANGES": [32, 64, 128, 256],
+    },
     "quality": {"MODEL.SCOPENET.RESCORE": "distribution", "MODEL.SCOPENET.BINS.UNCERTAINTY": False},
     "one bin": {"MODEL.SCOPENET.BINS.NUM": 1, "MODEL.FPN.NORM": "GN"},
     "R-50": {"MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.STRIDE_IN_1X1": True, "MODEL.RESNETS.RES2_OUT_CHANNELS": 256},

@@ -202,7 +202,7 @@ def test_bad_configurations_are_named(opts, message, shapes, tmp_path):
         (["MODEL.SCOPENET.BINS.NUM", "0"], "MODEL.SCOPENET.BINS.NUM, .SIZE: expected at least 1 bin .* got 0, 1.0"),
         (["MODEL.SCOPENET.LOSS.BOX", "l1"], "MODEL.SCOPENET.LOSS.BOX: expected 'iou', 'giou', 'diou', got 'l1'"),
         (["MODEL.SCOPENET.TARGETS.RANGES", "[64]"], "MODEL.SCOPENET.TARGETS.RANGES: expected 4 limits .* got 1"),
-        (["MODEL.SCOPENET.IN_FEATURES", "['p6', 'p7']"], "MODEL.SCOPENET.IN_FEATURES: expected names of p2 to p6"),
+        (["MODEL.SCOPENET.IN_FEATURES", "['p2', 'p6']"], "MODEL.SCOPENET.IN_FEATURES: expected names of p3 to p7"),
         (["MODEL.FPN.IN_FEATURES", "['res4', 'res5']"], "MODEL.FPN.IN_FEATURES: expected"),
     ],
 )
