@@ -41,9 +41,7 @@ class ShapesSettings:
     crowd_fraction: float = 0.04
 
 
-def make_shapes(
-    output, train: int = 1000, val: int = 150, size: int = 192, seed: int = 0, processes: int = 1
-) -> Path:
+def make_shapes(output, train: int = 1000, val: int = 150, size: int = 192, seed: int = 0, processes: int = 1) -> Path:
     """Writes ``train/``, ``val/`` and ``annotations/instances_{train,val}.json`` under ``output``.
 
     A split that is already there with the same settings is left alone; one with other settings is an error. Image i of
