@@ -141,11 +141,14 @@ step operators 150 "$python" "${gpu_tests[@]}" tests/ops --ignore tests/ops/test
 
 # Short trainings with bfloat16 autocast, on generated shapes.
 need tools/make_shapes.py train_net.py configs/shapes/ga_faster_rcnn_R_18_FPN.yaml configs/shapes/scopenet_R_18_FPN.yaml
-[ -e datasets/shapes/annotations ] || step shapes 40 "$python" tools/make_shapes.py datasets/shapes --train 200 --val 20
+# Few images, in a folder of their own: the demos' have their place and number.
+data=build/gpu_check/shapes
+step shapes 40 "$python" tools/make_shapes.py $data --train 200 --val 20
 for model in ga_faster_rcnn scopenet; do
   step "train_$model" 60 "$python" train_net.py --engine torchvision \
     --config-file "configs/shapes/${model}_R_18_FPN.yaml" MODEL.DEVICE cuda SOLVER.AMP.ENABLED True \
-    SOLVER.MAX_ITER 60 DATASETS.TEST "()" OUTPUT_DIR "build/gpu_check/$model"
+    DATASETS.REGISTER "[['gpu_check_train', '$data/annotations/instances_train.json', '$data/train']]" \
+    DATASETS.TRAIN "('gpu_check_train',)" DATASETS.TEST "()" SOLVER.MAX_ITER 60 OUTPUT_DIR "build/gpu_check/$model"
 done
 
 if [ -n "$sanitizer" ]; then
