@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection.image_list import ImageList
 
 from ga_scope.checkpoint import CheckpointError
 from ga_scope.config import ConfigError
@@ -110,6 +111,7 @@ def test_overfits_four_images(model, shapes, four_images, tmp_path):
 # ---- mixed precision -----------------------------------------------------------------------------
 
 AMP_MODELS = ["ga_faster_rcnn_R_18_FPN", "scopenet_R_18_FPN", "ga_retinanet_R_18_FPN"]
+BASELINES = ["rpn_R_18_FPN", "retinanet_R_18_FPN", "rpn_9_anchors_R_18_FPN", "rpn_refine_R_18_FPN"]
 
 
 def finite_losses(output):
@@ -119,7 +121,7 @@ def finite_losses(output):
     return bool(losses) and all(map(math.isfinite, losses))
 
 
-@pytest.mark.parametrize("name", AMP_MODELS)
+@pytest.mark.parametrize("name", AMP_MODELS + BASELINES)
 def test_bfloat16_learns_what_float32_does(name, shapes, tmp_path):
     """One batch, the same samples: every loss within the rounding of bfloat16, every gradient float32 and finite."""
     # At 64 px p6 is one pixel, and torch's bfloat16 gradient of a strided 3x3 convolution of one pixel is not written.
@@ -142,8 +144,19 @@ def test_bfloat16_learns_what_float32_does(name, shapes, tmp_path):
         torch.testing.assert_close(half[key].float(), single[key], rtol=0.05, atol=0.02)
 
 
-def test_amp_trains(shapes, tmp_path):
-    run("ga_faster_rcnn_R_18_FPN", overrides(shapes, tmp_path, **{"SOLVER.AMP.ENABLED": True}))
+def test_anchors_are_not_rounded_to_bfloat16(shapes, tmp_path):
+    cfg = setup(shapes_config("rpn_R_18_FPN"), overrides(shapes, tmp_path))
+    generator = build_model(cfg).proposal_generator.anchor_generator
+    images = ImageList(torch.zeros(1, 3, 256, 256), [(256, 256)])
+    single = [torch.zeros(1, 8, 256 // s, 256 // s) for s in (4, 8, 16, 32, 64)]
+    (expected,), (found,) = generator(images, single), generator(images, [f.bfloat16() for f in single])
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["ga_faster_rcnn_R_18_FPN", "faster_rcnn_R_18_FPN"])
+def test_amp_trains(name, shapes, tmp_path):
+    run(name, overrides(shapes, tmp_path, **{"SOLVER.AMP.ENABLED": True}))
     assert finite_losses(tmp_path)
 
 

@@ -19,6 +19,25 @@ from .backbone import STRIDES, stage_channels
 # speak of the last call.
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's anchors, float32 for half-precision features, too: bfloat16 rounds 200 px to a whole pixel."""
+
+    def forward(self, image_list, feature_maps):
+        like = [f.new_zeros((), dtype=_single(f.dtype)).expand(f.shape) for f in feature_maps]
+        return super().forward(image_list, like)
+
+
+class Head(RPNHead):
+    """torchvision's head, float32 logits and deltas under autocast, too."""
+
+    def forward(self, x):
+        return tuple([f.to(_single(f.dtype)) for f in maps] for maps in super().forward(x))
+
+
+def _single(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
 class SlidingWindowRPN(RegionProposalNetwork):
     """torchvision's RPN with detectron2's losses: L1 below ``smooth_l1_beta``, divided by the sample's full size."""
 
@@ -91,7 +110,7 @@ def build_proposal_generator(cfg, channels: int) -> nn.Module:
         return NamedFeatures(rpn.IN_FEATURES, build_staged_rpn(cfg, channels, strides, widths), names)
     levels = len(rpn.IN_FEATURES)
     sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
-    anchors = AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
+    anchors = Anchors(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
     negative, positive = rpn.IOU_THRESHOLDS
     return SlidingWindowRPN(
         in_features=rpn.IN_FEATURES,
@@ -101,7 +120,7 @@ def build_proposal_generator(cfg, channels: int) -> nn.Module:
         box_weights=rpn.BBOX_REG_WEIGHTS,
         min_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
         anchor_generator=anchors,
-        head=RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        head=Head(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=positive,
         bg_iou_thresh=negative,
         batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
