@@ -162,27 +162,37 @@ class StagedRPN(nn.Module):
         ]
 
     def _losses(self, references, logits, deltas, gt_boxes):
+        """Both parts of a stage have one divisor, or one of them would drown the other in the shared convolution: the
+        size of the sample; with the focal loss, which does not sample, the number of positives (Lin et al. 2017b).
+        """
+        focal = self.objectness_loss == "focal"
         with torch.no_grad():
             match = iou_match(list(references), gt_boxes)
             labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0)
-            positives, negatives = sample_labels(
-                labels.view(references.shape[:2]), self.per_image, self.positive_fraction
-            )
-        normalizer = self.per_image * len(gt_boxes)
+            if focal:
+                positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
+                divisor = max(len(positives), 1)
+            else:
+                positives, negatives = sample_labels(
+                    labels.view(references.shape[:2]), self.per_image, self.positive_fraction
+                )
+                counted = torch.cat([positives, negatives])
+                divisor = self.per_image * len(gt_boxes)
         references, logits, deltas = references.flatten(0, 1), logits.flatten(), deltas.flatten(0, 1)
-        if self.objectness_loss == "focal":
-            counted, found = (labels != IGNORED).nonzero()[:, 0], (labels == POSITIVE)
-            objectness = sigmoid_focal_loss(logits[counted], found[counted]).sum() / found.sum().clamp(min=1)
+        targets = (labels[counted] == POSITIVE).to(logits.dtype)
+        if focal:
+            objectness = sigmoid_focal_loss(logits[counted], targets).sum()
         else:
-            sampled = torch.cat([positives, negatives])
-            targets = torch.zeros_like(logits[sampled])
-            targets[: len(positives)] = 1
-            objectness = F.binary_cross_entropy_with_logits(logits[sampled], targets, reduction="sum") / normalizer
+            objectness = F.binary_cross_entropy_with_logits(logits[counted], targets, reduction="sum")
         boxes = torch.cat(gt_boxes)[index[positives]]
         if self.box_loss == "bounded_iou":
             centers, sides = center_size(self.box_coder.decode(references[positives], deltas[positives]))
             box = center_loss(centers, boxes) + shape_loss(sides, boxes[:, 2:] - boxes[:, :2])
+            box = box * len(positives)  # they are means
         else:
             encoded = self.box_coder.encode(references[positives], boxes)
-            box = smooth_l1_loss(deltas[positives] - encoded, self.smooth_l1_beta).sum() / normalizer
-        return {"loss_rpn_cls": self.objectness_weight * objectness, "loss_rpn_loc": self.box_weight * box}
+            box = smooth_l1_loss(deltas[positives] - encoded, self.smooth_l1_beta).sum()
+        return {
+            "loss_rpn_cls": self.objectness_weight * objectness / divisor,
+            "loss_rpn_loc": self.box_weight * box / divisor,
+        }

@@ -64,13 +64,38 @@ def test_one_stage_is_an_rpn():
     torch.testing.assert_close(losses["loss_rpn_loc"], box / normalizer, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"objectness_loss": "focal"}, {"box_loss": "bounded_iou"}])
-def test_a_loss_replaces_one_loss(options):
+def positives_of(rpn, maps, gt):
+    """How many anchors are positive: from 0.7 on, and the best of each box."""
+    anchors = rpn.shapes.decode(Pyramid.of(maps, STRIDES, 0.0), torch.zeros(2, 60, 0))
+    count = 0
+    for image in range(2):
+        if len(gt[image]):
+            iou = torchvision.ops.box_iou(anchors[image], gt[image])
+            count += ((iou.amax(1) >= 0.7) | (iou == iou.amax(0)).any(1)).sum().item()
+    return count
+
+
+def test_bounded_iou_replaces_the_box_loss():
+    """The other loss is the same; the divisor, too: twice the sample is half of either."""
     maps, gt = features(), boxes()
-    reference, changed = (make(**o)(maps, [SIZE] * 2, gt)[1] for o in ({}, options))
-    replaced = "loss_rpn_cls" if "objectness_loss" in options else "loss_rpn_loc"
-    for name, value in reference.items():
-        assert (value.item() == pytest.approx(changed[name].item(), rel=1e-5)) == (name != replaced)
+    reference, changed = (make(**o)(maps, [SIZE] * 2, gt)[1] for o in ({}, {"box_loss": "bounded_iou"}))
+    assert changed["loss_rpn_cls"].item() == reference["loss_rpn_cls"].item()
+    assert changed["loss_rpn_loc"].item() != pytest.approx(reference["loss_rpn_loc"].item(), rel=1e-2)
+    rpn = make(box_loss="bounded_iou")
+    rpn.per_image *= 2
+    halves = rpn(maps, [SIZE] * 2, gt)[1]
+    for name, value in changed.items():
+        assert halves[name].item() == pytest.approx(value.item() / 2, rel=1e-5)
+
+
+def test_focal_replaces_the_objectness_loss():
+    """The box loss is the same sum, divided by the number of positives as the focal loss is, not by the sample's."""
+    maps, gt = features(), boxes()
+    rpn = make(objectness_loss="focal")
+    reference, changed = make()(maps, [SIZE] * 2, gt)[1], rpn(maps, [SIZE] * 2, gt)[1]
+    assert changed["loss_rpn_cls"].item() != pytest.approx(reference["loss_rpn_cls"].item(), rel=1e-2)
+    scale = 2 * rpn.per_image / positives_of(rpn, maps, gt)
+    assert changed["loss_rpn_loc"].item() == pytest.approx(scale * reference["loss_rpn_loc"].item(), rel=1e-5)
 
 
 def test_perfect_boxes_have_no_bounded_iou_loss():
