@@ -125,12 +125,15 @@ def build_guided_anchor_retinanet(cfg, channels: int, strides):
     for key in ("LOCATION", "SHAPE"):
         if not ga[key].ENABLED:
             raise ConfigError(f"MODEL.GUIDED_ANCHORING.{key}.ENABLED: expected True for a RetinaNet, got False")
+    if retina.NORM not in ("", "GN"):
+        raise ConfigError(f"MODEL.RETINANET.NORM: expected '' or 'GN' for a GA-RetinaNet, got {retina.NORM!r}")
     generation = _generation_arguments(cfg, len(strides))
     head = GuidedAnchorRetinaHead(
         channels,
         retina.NUM_CLASSES,
         retina.NUM_CONVS,
         ga.ADAPTION.OFFSET_GROUPS,
+        norm=retina.NORM,
         offsets=ga.ADAPTION.OFFSETS,
         shape_columns=generation["shapes"].columns,
         prior=retina.PRIOR_PROB,

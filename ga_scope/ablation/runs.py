@@ -33,7 +33,6 @@ class Run:
         kind: ``train`` (and evaluate), ``eval``, ``speed``, or ``dump`` of the proposals of ``split``.
         split: ``train`` or ``test``.
         schedule: the end of the name of a configuration for COCO.
-        long: on shapes, the configuration with the schedule of ScopeNet, which needs longer.
     """
 
     name: str
@@ -44,7 +43,6 @@ class Run:
     kind: str = "train"
     split: str = "test"
     schedule: str = "1x"
-    long: bool = False
 
     def needs(self) -> list["Run"]:
         """The runs that must be done first."""
@@ -53,7 +51,7 @@ class Run:
 
 DATASETS = {
     "coco": ("configs/COCO-Detection/{config}_R_50_FPN_{schedule}.yaml", "coco_2017_train", "coco_2017_val"),
-    "shapes": ("configs/shapes/{config}_R_18_FPN{long}.yaml", "shapes_train", "shapes_val"),
+    "shapes": ("configs/shapes/{config}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
 }
 
 
@@ -68,9 +66,7 @@ class Suite:
     continue_runs: bool = False
 
     def config(self, run: Run) -> str:
-        return DATASETS[self.dataset][0].format(
-            config=run.config, schedule=run.schedule, long="_long" if run.long else ""
-        )
+        return DATASETS[self.dataset][0].format(config=run.config, schedule=run.schedule)
 
     def folder(self, run: Run, seed: int) -> Path:
         return self.output / self.dataset / run.name / f"seed{seed}"

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from ..ops import iou_match
 from .box_coding import BoxCoder, center_size
 from .guided_anchoring.anchors import FixedShapes
-from .guided_anchoring.head import PRIOR_BIAS, initialise
+from .guided_anchoring.head import PRIOR_BIAS
 from .guided_anchoring.losses import center_loss, shape_loss
+from .layers import initialise
 from .losses import sigmoid_focal_loss, smooth_l1_loss
 from .proposals import Proposals, select_proposals
 from .pyramid import Pyramid

@@ -99,13 +99,15 @@ def test_scopenets_scores_share_a_training(tmp_path):
         assert differ == {"MODEL.SCOPENET.RESCORE"}
 
 
-def test_retinanet_beside_scopenet_trains_as_long():
-    scope, retina = (
-        setup(str(ROOT / f"configs/shapes/{name}.yaml")) for name in ("scopenet_R_18_FPN", "retinanet_R_18_FPN_long")
-    )
-    for section in ("SOLVER", "INPUT", "DATASETS", "DATALOADER"):
-        assert scope[section] == retina[section], section
-    assert scope.MODEL.FPN.OUT_CHANNELS == retina.MODEL.FPN.OUT_CHANNELS
+def test_one_stage_detectors_are_compared_on_one_schedule_with_equal_towers():
+    names = ("scopenet", "scopenet_direct", "retinanet", "ga_retinanet")
+    scope, *others = (setup(str(ROOT / f"configs/shapes/{name}_R_18_FPN.yaml")) for name in names)
+    for other in others:
+        for section in ("SOLVER", "INPUT", "DATASETS", "DATALOADER"):
+            assert scope[section] == other[section], section
+        assert scope.MODEL.FPN == other.MODEL.FPN
+        for key in ("NUM_CONVS", "NORM", "NUM_CLASSES"):
+            assert scope.MODEL.SCOPENET[key] == other.MODEL.RETINANET[key], key
 
 
 def written_once(path, text):

@@ -28,10 +28,7 @@ _NAMES = [
     (r"proposal_generator\.head\.conv\.0\.0\.(.+)", r"proposal_generator.rpn_head.conv.\1"),
     (r"proposal_generator\.head\.cls_logits\.(.+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
     (r"proposal_generator\.head\.bbox_pred\.(.+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
-    (r"detector\.head\.classification_head\.conv\.(\d)\.0\.(.+)", r"head.cls_subnet.{\1+\1}.\2"),
-    (r"detector\.head\.classification_head\.cls_logits\.(.+)", r"head.cls_score.\1"),
-    (r"detector\.head\.regression_head\.conv\.(\d)\.0\.(.+)", r"head.bbox_subnet.{\1+\1}.\2"),
-    (r"detector\.head\.regression_head\.bbox_reg\.(.+)", r"head.bbox_pred.\1"),
+    (r"detector\.head\.(cls_subnet|bbox_subnet|cls_score|bbox_pred)\.(.+)", r"head.\1.\2"),
     (r"roi_heads\.box_head\.fc6\.(.+)", r"roi_heads.box_head.fc1.\1"),
     (r"roi_heads\.box_head\.fc7\.(.+)", r"roi_heads.box_head.fc2.\1"),
 ]

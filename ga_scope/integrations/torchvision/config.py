@@ -209,8 +209,7 @@ ALLOWED = {
     "MODEL.ROI_BOX_HEAD.NUM_FC": (2,),
     "MODEL.ROI_BOX_HEAD.NUM_CONV": (0,),
     "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": (False,),
-    "MODEL.RETINANET.NUM_CONVS": (4,),  # torchvision's head has four
-    "MODEL.RETINANET.NORM": ("",),
+    "MODEL.RETINANET.NORM": ("", "GN"),
     "MODEL.RETINANET.IOU_LABELS": ([0, -1, 1],),
     "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.retinanet import RetinaNetHead
 
 from ...modeling.box_coding import BoxCoder
 from ...modeling.detections import Detections, select_candidates, select_detections
 from ...modeling.guided_anchoring.anchors import FixedShapes
+from ...modeling.layers import initialise, tower
 from ...modeling.losses import sigmoid_focal_loss, smooth_l1_loss
 from ...modeling.pyramid import Pyramid
 from ...modeling.sampling import IGNORED, POSITIVE, label_matches
@@ -16,8 +16,31 @@ from .backbone import STRIDES, build_backbone
 from .detector import OneStageDetector
 
 
+class RetinaNetHead(nn.Module):
+    """Class logits and box deltas of every anchor, with detectron2's keys and the names of its parameters.
+
+    (torchvision's head always has four convolutions, and no biases before a norm where detectron2 has them.)
+    """
+
+    def __init__(self, channels: int, anchors_per_location: int, keys):
+        super().__init__()
+        self.num_classes = keys.NUM_CLASSES
+        self.cls_subnet = tower(channels, keys.NUM_CONVS, keys.NORM, bias=True)
+        self.bbox_subnet = tower(channels, keys.NUM_CONVS, keys.NORM, bias=True)
+        self.cls_score = nn.Conv2d(channels, anchors_per_location * keys.NUM_CLASSES, 3, padding=1)
+        self.bbox_pred = nn.Conv2d(channels, anchors_per_location * 4, 3, padding=1)
+        initialise(self)
+        nn.init.constant_(self.cls_score.bias, torch.tensor(keys.PRIOR_PROB).logit().item())
+
+    def forward(self, pyramid: Pyramid, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(N, P * K, classes) and (N, P * K, 4), P locations with K anchors."""
+        logits = pyramid.flatten([self.cls_score(self.cls_subnet(f)) for f in features])
+        deltas = pyramid.flatten([self.bbox_pred(self.bbox_subnet(f)) for f in features])
+        return logits.unflatten(2, (-1, self.num_classes)).flatten(1, 2), deltas.unflatten(2, (-1, 4)).flatten(1, 2)
+
+
 class RetinaNet(nn.Module):
-    """torchvision's RetinaNet head under detectron2's settings, with the project's streaming matcher.
+    """RetinaNet under detectron2's settings, with the project's streaming matcher.
 
     Features to detections in inference, to losses in training (Lin et al. 2017b): the baseline of GA-RetinaNet.
     """
@@ -35,8 +58,7 @@ class RetinaNet(nn.Module):
     def forward(self, features: list[Tensor], image_sizes, gt_boxes=None, gt_classes=None):
         # detectron2's anchors lie on the cells' corners, MODEL.ANCHOR_GENERATOR.OFFSET 0.
         pyramid = Pyramid.of(features, self.strides, cell_offset=0.0)
-        out = self.head(features)
-        logits, deltas = out["cls_logits"], out["bbox_regression"]  # (N, P * K, classes), (N, P * K, 4)
+        logits, deltas = self.head(pyramid, features)
         anchors = self.shapes.decode(pyramid, features[0].new_zeros(pyramid.images, pyramid.locations, 0))
         self.anchors_per_image = [anchors.shape[1]] * pyramid.images
         self.locations_per_image = pyramid.locations
@@ -83,10 +105,7 @@ def build_retinanet(cfg) -> OneStageDetector:
         per_level(cfg.MODEL.ANCHOR_GENERATOR, key, len(keys.IN_FEATURES)) for key in ("SIZES", "ASPECT_RATIOS")
     )
     shapes = FixedShapes.of(sizes, ratios)
-    head = RetinaNetHead(backbone.out_channels, shapes.per_location, keys.NUM_CLASSES)
-    nn.init.constant_(
-        head.classification_head.cls_logits.bias, -torch.tensor((1 - keys.PRIOR_PROB) / keys.PRIOR_PROB).log()
-    )
+    head = RetinaNetHead(backbone.out_channels, shapes.per_location, keys)
     strides = [STRIDES[name] for name in keys.IN_FEATURES]
     detector = RetinaNet(head, strides, shapes, keys, cfg.TEST.DETECTIONS_PER_IMAGE)
     return OneStageDetector(backbone, keys.IN_FEATURES, detector, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import initialise
 from ..pyramid import Pyramid
 from .adaption import FeatureAdaption
 
@@ -21,14 +22,6 @@ PRIOR_BIAS = torch.tensor(PRIOR_PROBABILITY).logit().item()
 def _for_convolution(feature: Tensor) -> Tensor:
     """On a CPU with channels side by side: convolutions are faster so, and so are the adaption's gathers."""
     return feature.contiguous(memory_format=torch.channels_last) if feature.device.type == "cpu" else feature
-
-
-def initialise(*layers):
-    """Weights of std 0.01 and zero biases, as RPN and RetinaNet have them; a layer may be None."""
-    for layer in layers:
-        if layer is not None:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
 
 
 def location_branch(channels: int) -> nn.Conv2d:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ...ops import MaskedConv2d, iou_match
 from ..box_coding import BoxCoder
 from ..detections import Detections, select_candidates, select_detections
+from ..layers import initialise, tower
 from ..losses import sigmoid_focal_loss, smooth_l1_loss
 from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
 from ..sampling import IGNORED, POSITIVE, label_matches
 from .adaption import FeatureAdaption
 from .generation import AnchorGeneration
-from .head import initialise, location_branch, shape_branch
+from .head import location_branch, shape_branch
 
 # Shapes: N images, C channels, P locations of an image, L listed locations, A active ones over the batch.
 
@@ -60,7 +61,7 @@ class GuidedAnchorRetinaHead(nn.Module):
     Args:
         in_channels: C.
         num_classes: of the objects.
-        num_convs: 3x3 convolutions of each tower.
+        num_convs, norm: of each :func:`tower <ga_scope.modeling.layers.tower>`.
         offset_groups, offsets: of both :class:`FeatureAdaption`.
         shape_columns: :attr:`AnchorShapes.columns`.
         prior: probability of every class at the start, as the focal loss wants it (Lin et al. 2017, 4.1).
@@ -73,14 +74,16 @@ class GuidedAnchorRetinaHead(nn.Module):
         num_convs: int = 4,
         offset_groups: int = 4,
         *,
+        norm: str = "",
         offsets: str = "shape",
         shape_columns: int = 2,
         prior: float = 0.01,
     ):
         super().__init__()
         self.num_classes = num_classes
-        self.classification_tower = _tower(in_channels, num_convs)
-        self.regression_tower = _tower(in_channels, num_convs)
+        self.classification_tower = tower(in_channels, num_convs, norm)
+        self.regression_tower = tower(in_channels, num_convs, norm)
+        initialise(self.classification_tower, self.regression_tower)
         self.location = location_branch(in_channels)
         self.shape = shape_branch(in_channels, shape_columns)
         self.classification = Branch(in_channels, num_classes, offset_groups, offsets)
@@ -103,15 +106,6 @@ class GuidedAnchorRetinaHead(nn.Module):
     def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown=None):
         """Box deltas (L, 4) at the locations."""
         return self.regression(pyramid, towers.regression, shape_deltas.detach(), locations, grown)
-
-
-def _tower(channels, num_convs):
-    layers = []
-    for _ in range(num_convs):
-        conv = nn.Conv2d(channels, channels, 3, padding=1)
-        initialise(conv)
-        layers += [conv, nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 class GuidedAnchorRetinaNet(AnchorGeneration):

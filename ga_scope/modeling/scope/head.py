@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..layers import initialise, tower
 from ..pyramid import Pyramid
 from .bins import ScopeBins
 
@@ -32,8 +33,7 @@ class ScopeHead(nn.Module):
         in_channels: of the features.
         classes: C.
         bins: the bins; with one bin there is nothing to choose, and the head regresses directly (section 4.1).
-        convs: 3x3 convolutions of each tower.
-        norm: after each of them, ``""`` for none or ``"GN"``.
+        convs, norm: of each :func:`tower <ga_scope.modeling.layers.tower>`.
         uncertainty: predict sigma^2 of Eq. 2 for each side; without, it is 1 (Table 3).
         prior: probability of every class at the start, as the focal loss wants it (Lin et al. 2017, 4.1).
     """
@@ -50,12 +50,10 @@ class ScopeHead(nn.Module):
         prior: float = 0.01,
     ):
         super().__init__()
-        if norm not in ("", "GN"):
-            raise ValueError(f"norm: expected '' or 'GN', got {norm!r}")
         self.bins = bins
         self.uncertainty = uncertainty and bins.count > 1
-        self.classification_tower = _tower(in_channels, convs, norm)
-        self.localization_tower = _tower(in_channels, convs, norm)
+        self.classification_tower = tower(in_channels, convs, norm)
+        self.localization_tower = tower(in_channels, convs, norm)
         self.classes = nn.Conv2d(in_channels, classes, 3, padding=1)
         self.bin_logits = None
         if bins.count > 1:
@@ -63,11 +61,7 @@ class ScopeHead(nn.Module):
         self.borders = nn.Conv2d(in_channels, 4 * bins.count, 3, padding=1)
         # a_n of Eq. 1, learned. The anchors are 2^{a_n} strides.
         self.log_anchors = nn.Parameter(torch.tensor(bins.log_centers))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise(self)
         nn.init.constant_(self.classes.bias, torch.tensor(prior).logit().item())
 
     def forward(self, pyramid: Pyramid, features: list[Tensor]) -> ScopePredictions:
@@ -115,13 +109,3 @@ def temper(logits: Tensor) -> Tensor:
 def _full(values):
     """Half precision is for convolutions; exponentials and losses have float32."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def _tower(channels, convs, norm):
-    layers = []
-    for _ in range(convs):
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
-        if norm:
-            layers.append(nn.GroupNorm(32, channels))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
