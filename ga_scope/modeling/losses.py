@@ -1,8 +1,22 @@
 """Losses that more than one head uses. Each returns one number per element; the caller sums and normalises."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def positives_per_process(count: int, device: torch.device) -> float | Tensor:
+    """What a sum over positives is divided by: their number, at least 1; in distributed training the processes' mean.
+
+    The processes' gradients are averaged, so this is the gradient of the whole batch. Divided by its own number, a
+    process whose images hold one small object would weigh its thousands of negatives by that alone.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return max(count, 1)
+    total = torch.tensor(float(count), device=device)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / dist.get_world_size()
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

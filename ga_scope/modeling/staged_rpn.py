@@ -10,7 +10,7 @@ from .guided_anchoring.anchors import FixedShapes
 from .guided_anchoring.head import PRIOR_BIAS
 from .guided_anchoring.losses import center_loss, shape_loss
 from .layers import initialise
-from .losses import sigmoid_focal_loss, smooth_l1_loss
+from .losses import positives_per_process, sigmoid_focal_loss, smooth_l1_loss
 from .proposals import Proposals, select_proposals
 from .pyramid import Pyramid
 from .sampling import IGNORED, POSITIVE, label_matches, sample_labels
@@ -172,7 +172,7 @@ class StagedRPN(nn.Module):
             labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0)
             if focal:
                 positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
-                divisor = max(len(positives), 1)
+                divisor = positives_per_process(len(positives), labels.device)
             else:
                 positives, negatives = sample_labels(
                     labels.view(references.shape[:2]), self.per_image, self.positive_fraction
@@ -188,8 +188,7 @@ class StagedRPN(nn.Module):
         boxes = torch.cat(gt_boxes)[index[positives]]
         if self.box_loss == "bounded_iou":
             centers, sides = center_size(self.box_coder.decode(references[positives], deltas[positives]))
-            box = center_loss(centers, boxes) + shape_loss(sides, boxes[:, 2:] - boxes[:, :2])
-            box = box * len(positives)  # they are means
+            box = (center_loss(centers, boxes) + shape_loss(sides, boxes[:, 2:] - boxes[:, :2])).sum()
         else:
             encoded = self.box_coder.encode(references[positives], boxes)
             box = smooth_l1_loss(deltas[positives] - encoded, self.smooth_l1_beta).sum()

@@ -54,6 +54,7 @@ class RetinaNet(nn.Module):
         self.detections_per_image = detections_per_image
         self.box_coder = BoxCoder(settings.BBOX_REG_WEIGHTS)
         self.anchors_per_image, self.locations_per_image = [], 0
+        self.positives = 100.0  # their moving average, which the losses are divided by, as in detectron2
 
     def forward(self, features: list[Tensor], image_sizes, gt_boxes=None, gt_classes=None):
         # detectron2's anchors lie on the cells' corners, MODEL.ANCHOR_GENERATOR.OFFSET 0.
@@ -82,8 +83,8 @@ class RetinaNet(nn.Module):
         )
         encoded = self.box_coder.encode(anchors.flatten(0, 1)[positives], torch.cat(gt_boxes)[index[positives]])
         box = smooth_l1_loss(deltas[positives] - encoded, keys.SMOOTH_L1_LOSS_BETA)
-        normalizer = max(len(positives), 1)
-        return {"loss_cls": classification.sum() / normalizer, "loss_box_reg": box.sum() / normalizer}
+        self.positives = 0.9 * self.positives + 0.1 * max(len(positives), 1)
+        return {"loss_cls": classification.sum() / self.positives, "loss_box_reg": box.sum() / self.positives}
 
     def _detections(self, anchors, logits, deltas, levels, image_sizes) -> list[Detections]:
         keys, found = self.settings, []

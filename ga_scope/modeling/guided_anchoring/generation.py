@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..box_coding import center_size
 from ..pyramid import Pyramid
 from .anchors import AnchorShapes, FixedShapes
+from ..losses import positives_per_process
 from .losses import center_loss, location_loss, shape_loss
 from .selection import LocationSelection
 from .targets import LocationTargets, ShapeTargets
@@ -125,5 +126,6 @@ class AnchorGeneration(nn.Module):
             loss = shape_loss(sides, samples.gt_sides, self.shape_beta)
             if self.shapes.centers:
                 loss = loss + center_loss(centers, samples.gt_boxes, self.shape_beta)
-            losses["loss_anchor_shape"] = self.shape_weight * loss
+            divisor = positives_per_process(len(loss), loss.device)
+            losses["loss_anchor_shape"] = self.shape_weight * loss.sum() / divisor
         return losses

@@ -23,22 +23,20 @@ def location_loss(
 
 
 def shape_loss(sides: Tensor, gt_sides: Tensor, beta: float = 0.2) -> Tensor:
-    """Bounded IoU loss of widths and heights (Eq. 6): the sum over both of smooth L1(1 - min(w / wg, wg / w)).
+    """Bounded IoU loss (L,) of widths and heights (Eq. 6): the sum over both of smooth L1(1 - min(w / wg, wg / w)).
 
-    ``sides`` and ``gt_sides`` are (L, 2), positive. Returns the mean over locations, 0 without any.
+    ``sides`` and ``gt_sides`` are (L, 2), positive.
     """
     ratio = sides / gt_sides
-    loss = smooth_l1_loss(1 - ratio.minimum(1 / ratio), beta)
-    return loss.sum() / max(len(sides), 1)
+    return smooth_l1_loss(1 - ratio.minimum(1 / ratio), beta).sum(1)
 
 
 def center_loss(centers: Tensor, gt_boxes: Tensor, beta: float = 0.2) -> Tensor:
-    """Bounded IoU loss of centres: what a shift of dx leaves of the overlap, (wg - 2 |dx|) / (wg + 2 |dx|).
+    """Bounded IoU loss (L,) of centres: what a shift of dx leaves of the overlap, (wg - 2 |dx|) / (wg + 2 |dx|).
 
     Tychsen-Smith and Petersson 2018, Eq. 6; beside :func:`shape_loss` where centres are predicted (Table 6).
-    ``centers`` (L, 2), ``gt_boxes`` (L, 4). Returns the mean over locations, 0 without any.
+    ``centers`` (L, 2), ``gt_boxes`` (L, 4).
     """
     gt_centers, gt_sides = center_size(gt_boxes)
     shift = 2 * (centers - gt_centers).abs()
-    loss = smooth_l1_loss(1 - ((gt_sides - shift) / (gt_sides + shift)).clamp(min=0), beta)
-    return loss.sum() / max(len(centers), 1)
+    return smooth_l1_loss(1 - ((gt_sides - shift) / (gt_sides + shift)).clamp(min=0), beta).sum(1)

@@ -14,7 +14,7 @@ from ...ops import MaskedConv2d, iou_match
 from ..box_coding import BoxCoder
 from ..detections import Detections, select_candidates, select_detections
 from ..layers import initialise, tower
-from ..losses import sigmoid_focal_loss, smooth_l1_loss
+from ..losses import positives_per_process, sigmoid_focal_loss, smooth_l1_loss
 from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
 from ..sampling import IGNORED, POSITIVE, label_matches
@@ -254,7 +254,7 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         match = iou_match(list(anchors), gt_boxes, ignore_boxes=ignore_boxes)
         labels, index = label_matches(match, *self.iou_thresholds, self.low_quality_iou)
         positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
-        normalizer = max(len(positives), 1)
+        normalizer = positives_per_process(len(positives), labels.device)
 
         logits = self.head.classify(
             pyramid, towers, shape_deltas, torch.arange(len(labels), device=labels.device)

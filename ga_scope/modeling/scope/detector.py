@@ -6,7 +6,7 @@ from torchvision.ops import nms
 
 from ..box_coding import clip_boxes
 from ..detections import Detections
-from ..losses import sigmoid_focal_loss
+from ..losses import positives_per_process, sigmoid_focal_loss
 from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
 from .head import ScopeHead, ScopePredictions
@@ -178,7 +178,7 @@ class ScopeDetector(nn.Module):
     # ---- losses ---------------------------------------------------------------------------------
 
     def losses(self, pyramid: Pyramid, predictions: ScopePredictions, gt_boxes, gt_classes) -> dict[str, Tensor]:
-        """Eq. 4. Each part is divided by the number of its positive locations in the batch."""
+        """Eq. 4. Each part is divided by the number of its positive locations (:func:`positives_per_process`)."""
         assigned = self.targets(pyramid, gt_boxes)
         losses = {
             "loss_cls": self.loss_weights["classification"]
@@ -188,7 +188,7 @@ class ScopeDetector(nn.Module):
         gt = self._gt_distances(pyramid, positive, torch.cat(gt_boxes)[assigned.localization.flatten()[positive]])
         borders = predictions.borders.flatten(0, 1)[positive]
         logits = predictions.bin_logits.flatten(0, 1)[positive]
-        divisor = max(len(positive), 1)
+        divisor = positives_per_process(len(positive), positive.device)
 
         # The bin of the target is decoded, whatever the bin logits say.
         pred = self.head.distances(borders, self.head.bins.index(gt))
@@ -204,7 +204,8 @@ class ScopeDetector(nn.Module):
         targets = torch.zeros_like(logits)
         image, place = (assigned >= 0).nonzero(as_tuple=True)
         targets[image, place, gt_classes[assigned[image, place]]] = 1
-        return sigmoid_focal_loss(logits, targets, self.focal_alpha, self.focal_gamma).sum() / max(len(place), 1)
+        loss = sigmoid_focal_loss(logits, targets, self.focal_alpha, self.focal_gamma).sum()
+        return loss / positives_per_process(len(place), loss.device)
 
     def _gt_distances(self, pyramid, locations, boxes):
         """Distances (L, 4), in strides, from locations to the sides of their boxes."""
