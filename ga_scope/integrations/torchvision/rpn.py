@@ -2,14 +2,14 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ...modeling.guided_anchoring import GuidedAnchorRPN
+from ...modeling.guided_anchoring import FixedShapes, GuidedAnchorRPN
 from ...modeling.losses import smooth_l1_loss
 from ...modeling.proposals import Proposals
+from ...modeling.pyramid import Pyramid
 from ...modeling.staged_rpn import StagedRPN
 from ...models import build_guided_anchor_rpn, build_staged_rpn, per_level
 from .backbone import STRIDES, stage_channels
@@ -19,12 +19,25 @@ from .backbone import STRIDES, stage_channels
 # speak of the last call.
 
 
-class Anchors(AnchorGenerator):
-    """torchvision's anchors, float32 for half-precision features, too: bfloat16 rounds 200 px to a whole pixel."""
+class Anchors(nn.Module):
+    """detectron2's anchors in torchvision's RPN.
 
-    def forward(self, image_list, feature_maps):
-        like = [f.new_zeros((), dtype=_single(f.dtype)).expand(f.shape) for f in feature_maps]
-        return super().forward(image_list, like)
+    torchvision's own have rounded sides, lie a stride of image size / map size apart (61 px on the p6 of an image of
+    800 px, which is 64), and have the type of the features: bfloat16 rounds 200 px to a whole pixel.
+    """
+
+    def __init__(self, strides, shapes: FixedShapes):
+        super().__init__()
+        self.strides, self.shapes = strides, shapes
+
+    def num_anchors_per_location(self):
+        return [self.shapes.per_location] * len(self.strides)
+
+    def forward(self, images: ImageList, features: list[Tensor]) -> list[Tensor]:
+        """(P * K, 4) per image, on the cells' corners (MODEL.ANCHOR_GENERATOR.OFFSET 0)."""
+        pyramid = Pyramid.of(features, self.strides, cell_offset=0.0)
+        like = features[0].new_zeros(pyramid.images, pyramid.locations, 0)
+        return list(self.shapes.decode(pyramid, like))
 
 
 class Head(RPNHead):
@@ -47,7 +60,8 @@ class SlidingWindowRPN(RegionProposalNetwork):
         self.smooth_l1_beta = smooth_l1_beta
         self.loss_weight, self.box_loss_weight = loss_weight, box_loss_weight
         self.box_coder.weights = tuple(box_weights)
-        self.min_size = min_size
+        # Sides must exceed it; torchvision keeps those that are equal, empty boxes too.
+        self.min_size = float(torch.tensor(float(min_size)).nextafter(torch.tensor(torch.inf)))
         self.anchors_per_image, self.locations_per_image = [], 0
 
     def forward(self, images, features, targets=None):
@@ -110,7 +124,7 @@ def build_proposal_generator(cfg, channels: int) -> nn.Module:
         return NamedFeatures(rpn.IN_FEATURES, build_staged_rpn(cfg, channels, strides, widths), names)
     levels = len(rpn.IN_FEATURES)
     sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, levels) for key in ("SIZES", "ASPECT_RATIOS"))
-    anchors = Anchors(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
+    anchors = Anchors(strides, FixedShapes.of(sizes, ratios))
     negative, positive = rpn.IOU_THRESHOLDS
     return SlidingWindowRPN(
         in_features=rpn.IN_FEATURES,
