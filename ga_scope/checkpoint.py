@@ -15,7 +15,8 @@ class CheckedLoading:
 
     With ``strict`` (evaluation, resuming) every parameter must be there in its shape. Without (weights to
     start from) parameters that are missing or of another shape start fresh and are named in a warning, as
-    for a new number of classes; but a file of which nothing fits is an error.
+    for a new number of classes; but a file of which nothing fits is an error. So is a file to resume from without
+    the optimizer's state: the other engine keeps that in another form.
     """
 
     strict = False
@@ -25,13 +26,24 @@ class CheckedLoading:
         if not path:
             return super().load(path, checkpointables)
         try:
-            return super().load(path, checkpointables)
+            content = super().load(path, checkpointables)
         except CheckpointError:
             raise
         except AssertionError as error:
             raise CheckpointError(f"{path}: {error}") from None
         except Exception as error:  # a truncated zip, a pickle of something else: whatever the reader says
             raise CheckpointError(f"{path}: not a checkpoint that can be read: {error}") from error
+        absent = set(self.checkpointables if checkpointables is None else ()) - self._loaded
+        if absent:
+            raise CheckpointError(
+                f"{path}: expected {', '.join(sorted(absent))} to resume from, got none: a file of the other engine? "
+                f"--engine chooses that one; MODEL.WEIGHTS {path} starts anew from the weights"
+            )
+        return content
+
+    def _load_model(self, checkpoint):
+        self._loaded = set(checkpoint)
+        return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible):
         missing = [name for name in incompatible.missing_keys]

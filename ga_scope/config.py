@@ -7,6 +7,16 @@ class ConfigError(ValueError):
     """A configuration that cannot be honoured; the message names the key or the file."""
 
 
+def check_values(cfg, allowed: dict, hint: str = ""):
+    """Raises ConfigError for a key whose value is not among those listed: {key: values}."""
+    for key, values in allowed.items():
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value not in values:
+            raise ConfigError(f"{key}: expected {', '.join(map(repr, values))}, got {value!r}{hint}")
+
+
 def add_ga_scope_config(cfg):
     """Adds ``MODEL.GUIDED_ANCHORING``, ``MODEL.SCOPENET`` and keys beside detectron2's own, in place."""
     CN = type(cfg)

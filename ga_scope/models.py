@@ -1,6 +1,6 @@
 """The framework-free models that a configuration describes, for both engines."""
 
-from .config import ConfigError
+from .config import ConfigError, check_values
 from .modeling.box_coding import BoxCoder
 from .modeling.guided_anchoring import (
     AnchorShapes,
@@ -14,12 +14,56 @@ from .modeling.guided_anchoring import (
     ShapeTargets,
 )
 from .modeling.scope import DistributionQuality, ScopeBins, ScopeDetector, ScopeHead, ScopeTargets
-from .modeling.staged_rpn import StagedRPN, StagedRPNHead
+from .modeling.staged_rpn import BOX_LOSSES, OBJECTNESS_LOSSES, StagedRPN, StagedRPNHead
+
+# What these models have of detectron2's choices, and the values of their own keys. Others are errors, not ignored.
+GENERATION_VALUES = {
+    "MODEL.GUIDED_ANCHORING.SHAPE.MODE": ("sampled", "exact"),
+    "MODEL.GUIDED_ANCHORING.ADAPTION.OFFSETS": ("shape", "features", "none"),
+}
+RPN_VALUES = {
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.RPN.CONV_DIMS": ([-1],),
+    "MODEL.RPN.BOUNDARY_THRESH": (-1,),
+    "MODEL.RPN.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+}
+STAGED_RPN_VALUES = {
+    "MODEL.ANCHOR_GENERATOR.NAME": ("DefaultAnchorGenerator",),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": (0.0,),
+    "MODEL.STAGED_RPN.STAGES": (1, 2),
+    "MODEL.STAGED_RPN.OBJECTNESS_LOSS": OBJECTNESS_LOSSES,
+    "MODEL.STAGED_RPN.BOX_LOSS": BOX_LOSSES,
+}
+RETINANET_VALUES = {
+    "MODEL.GUIDED_ANCHORING.CONV": (False,),  # the towers are its convolutions
+    "MODEL.GUIDED_ANCHORING.LOCATION.ENABLED": (True,),
+    "MODEL.GUIDED_ANCHORING.SHAPE.ENABLED": (True,),
+    "MODEL.RETINANET.NORM": ("", "GN"),
+    "MODEL.RETINANET.IOU_LABELS": ([0, -1, 1],),
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": ("smooth_l1",),
+}
+SCOPENET_VALUES = {
+    "MODEL.SCOPENET.NORM": ("", "GN"),
+    "MODEL.SCOPENET.BINS.TARGETS": ("one_hot", "soft"),
+    "MODEL.SCOPENET.RESCORE": ("none", "mean", "distribution"),
+    "MODEL.SCOPENET.LOSS.BOX": ("iou", "giou", "diou"),
+}
 
 
 def _generation_arguments(cfg, levels: int) -> dict:
     """The arguments of :class:`ga_scope.modeling.guided_anchoring.AnchorGeneration` (without ``head``, ``strides``)."""
+    check_values(cfg, GENERATION_VALUES)
     ga = cfg.MODEL.GUIDED_ANCHORING
+    if not 0 <= ga.LOCATION.THRESHOLD <= 1:
+        raise ConfigError(
+            f"MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD: expected a probability, got {ga.LOCATION.THRESHOLD}"
+        )
+    if ga.LOCATION.TOPK_TEST < 0:
+        raise ConfigError(
+            "MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST: expected 0 (no limit) or a positive number, got "
+            f"{ga.LOCATION.TOPK_TEST}"
+        )
     if ga.SHAPE.ENABLED:
         shapes = AnchorShapes(ga.SIGMA, ga.SHAPE_STD, ga.SHAPE.PREDICT_CENTER)
     else:
@@ -52,6 +96,7 @@ def _generation_arguments(cfg, levels: int) -> dict:
 
 def _rpn_arguments(cfg) -> dict:
     """What every region proposal network takes from MODEL.RPN."""
+    check_values(cfg, RPN_VALUES)
     rpn = cfg.MODEL.RPN
     return {
         "box_coder": BoxCoder(rpn.BBOX_REG_WEIGHTS),
@@ -104,6 +149,7 @@ def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
 
     ``before_fpn`` are the widths of the features MODEL.STAGED_RPN.BEFORE_FPN.
     """
+    check_values(cfg, STAGED_RPN_VALUES)
     staged = cfg.MODEL.STAGED_RPN
     sizes, ratios = (per_level(cfg.MODEL.ANCHOR_GENERATOR, key, len(strides)) for key in ("SIZES", "ASPECT_RATIOS"))
     shapes = FixedShapes.of(sizes, ratios)
@@ -121,12 +167,8 @@ def build_staged_rpn(cfg, channels: int, strides, before_fpn=()):
 
 def build_guided_anchor_retinanet(cfg, channels: int, strides):
     """The :class:`ga_scope.modeling.guided_anchoring.GuidedAnchorRetinaNet` of a configuration."""
+    check_values(cfg, RETINANET_VALUES, " (GuidedAnchoringRetinaNet)")
     ga, retina = cfg.MODEL.GUIDED_ANCHORING, cfg.MODEL.RETINANET
-    for key in ("LOCATION", "SHAPE"):
-        if not ga[key].ENABLED:
-            raise ConfigError(f"MODEL.GUIDED_ANCHORING.{key}.ENABLED: expected True for a RetinaNet, got False")
-    if retina.NORM not in ("", "GN"):
-        raise ConfigError(f"MODEL.RETINANET.NORM: expected '' or 'GN' for a GA-RetinaNet, got {retina.NORM!r}")
     generation = _generation_arguments(cfg, len(strides))
     head = GuidedAnchorRetinaHead(
         channels,
@@ -173,15 +215,8 @@ def build_scope_detector(cfg, channels: int, strides):
     Raises:
         ConfigError: naming the key of a value that there is not.
     """
+    check_values(cfg, SCOPENET_VALUES)
     scope = cfg.MODEL.SCOPENET
-    for key, value, allowed in (
-        ("NORM", scope.NORM, ("", "GN")),
-        ("BINS.TARGETS", scope.BINS.TARGETS, ("one_hot", "soft")),
-        ("RESCORE", scope.RESCORE, ("none", "mean", "distribution")),
-        ("LOSS.BOX", scope.LOSS.BOX, ("iou", "giou", "diou")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"MODEL.SCOPENET.{key}: expected {', '.join(map(repr, allowed))}, got {value!r}")
     if len(scope.TARGETS.RANGES) != len(strides) - 1:
         raise ConfigError(
             f"MODEL.SCOPENET.TARGETS.RANGES: expected {len(strides) - 1} limits between the {len(strides)} levels of "

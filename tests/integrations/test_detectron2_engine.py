@@ -3,9 +3,14 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from ga_scope.config import ConfigError
+from ga_scope.data.catalog import _registered
+from ga_scope.data.coco import DatasetError
 
 from .conftest import assert_trained, overfitting, overrides, short_training
 from .test_torchvision_engine import TRAINABLE, finite_losses
@@ -209,6 +214,66 @@ def test_overfits_four_images(model, shapes, four_images, tmp_path):
 def test_bad_input_is_named(opts, message, shapes, tmp_path):
     with pytest.raises(SystemExit, match=message):
         run("ga_faster_rcnn_R_18_FPN", [*overrides(shapes, tmp_path), *opts])
+
+
+@pytest.mark.parametrize(
+    "name, opts, message",
+    [
+        ("ga_rpn", ["MODEL.RPN.BBOX_REG_LOSS_TYPE", "giou"], "BBOX_REG_LOSS_TYPE: expected 'smooth_l1', got 'giou'"),
+        ("ga_rpn", ["MODEL.RPN.CONV_DIMS", "[64, 64]"], r"MODEL.RPN.CONV_DIMS: expected \[-1\], got \[64, 64\]"),
+        ("rpn_focal", ["MODEL.ANCHOR_GENERATOR.OFFSET", "0.5"], "ANCHOR_GENERATOR.OFFSET: expected 0.0, got 0.5"),
+        ("rpn_focal", ["MODEL.STAGED_RPN.BOX_LOSS", "l2"], "BOX_LOSS: expected 'smooth_l1', 'bounded_iou', got 'l2'"),
+        ("ga_retinanet", ["MODEL.RETINANET.NORM", "BN"], "MODEL.RETINANET.NORM: expected '', 'GN', got 'BN'"),
+        ("ga_retinanet", ["MODEL.RETINANET.BBOX_REG_LOSS_TYPE", "giou"], "expected 'smooth_l1', got 'giou'"),
+        ("ga_retinanet", ["MODEL.GUIDED_ANCHORING.CONV", "True"], "CONV: expected False, got True"),
+        ("ga_retinanet", ["MODEL.GUIDED_ANCHORING.SHAPE.ENABLED", "False"], "SHAPE.ENABLED: expected True, got"),
+    ],
+)
+def test_keys_that_a_model_does_not_have_are_refused(name, opts, message):
+    """detectron2's own models read them; ignored, they would mean something to the user and nothing to the model."""
+    with pytest.raises(ConfigError, match=message):
+        build(opts, shapes_config(f"{name}_R_18_FPN"))
+
+
+def test_names_of_detectron2s_datasets_are_taken():
+    with pytest.raises(DatasetError, match="'voc_2007_train' is taken by a dataset of detectron2"):
+        build(["DATASETS.REGISTER", "[['voc_2007_train', 'mine.json', 'mine']]"])
+    _registered.pop("voc_2007_train")
+
+
+def test_annotations_without_a_mask_are_dropped_where_masks_are_trained(shapes, tmp_path, caplog):
+    from ga_scope.integrations.detectron2.data import build_train_loader
+
+    content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h]] if i % 3 else [[x, y, x + w, y]]
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps(content))
+    name = f"masks_{tmp_path.name}"
+    more = {"DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]], "DATASETS.TRAIN": (name,)}
+    model, cfg = build([*overrides(shapes, tmp_path, **more), "MODEL.MASK_ON", "True"])
+    seen = [x["instances"] for batch, _ in zip(build_train_loader(cfg), range(20)) for x in batch]
+    assert all(len(x) == 0 or len(x.gt_masks) == len(x.gt_boxes) for x in seen) and any(len(x) for x in seen)
+    assert f"{(len(content['annotations']) + 2) // 3} annotations without a valid mask" in caplog.text
+
+
+def test_boxes_are_not_pooled_in_bfloat16():
+    """detectron2's ROIAlign would round them to the features' type."""
+    from detectron2.modeling.poolers import ROIPooler
+    from detectron2.structures import Boxes
+
+    from ga_scope.integrations.detectron2.engine import use_bfloat16
+
+    pooler = ROIPooler(7, [1 / 4], 2, "ROIAlignV2")
+    trainer = SimpleNamespace(model=torch.nn.Sequential(pooler))
+    features = torch.randn(1, 8, 64, 64).bfloat16()
+    boxes = [Boxes(torch.tensor([[130.6, 71.3, 201.7, 190.4]]))]
+    expected = pooler([features.float()], boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.allclose(pooler([features], boxes).float(), expected, atol=0.02)
+        use_bfloat16(trainer)
+        assert torch.equal(pooler([features], boxes), expected)
 
 
 def test_amp_is_bfloat16(monkeypatch):

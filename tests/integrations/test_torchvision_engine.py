@@ -16,6 +16,7 @@ from ga_scope.integrations.torchvision import engine
 from ga_scope.integrations.torchvision.checkpoint import from_detectron2, to_detectron2
 from ga_scope.integrations.torchvision.data import EndlessShuffle, Mapper, read_image, resized_shape
 from ga_scope.integrations.torchvision.models import build_model
+from ga_scope.integrations.torchvision.roi_heads import AlignedPooler
 from ga_scope.integrations.torchvision.run import load_model, setup
 from ga_scope.train import main
 
@@ -101,6 +102,16 @@ def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
     assert torch.load(tmp_path / "model_final.pth")["iteration"] == 5
 
 
+def test_a_failed_evaluation_leaves_a_checkpoint(shapes, tmp_path, monkeypatch):
+    def fails(cfg, model):
+        raise DatasetError("broken.jpg: cannot be read")
+
+    monkeypatch.setattr(engine, "evaluate", fails)
+    with pytest.raises(SystemExit, match="broken.jpg"):
+        run("ga_rpn_R_18_FPN", overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 6, "TEST.EVAL_PERIOD": 2}))
+    assert torch.load(tmp_path / "model_0000001.pth")["iteration"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ga_faster_rcnn_R_18_FPN", "ga_retinanet_R_18_FPN", "scopenet_R_18_FPN"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
@@ -154,6 +165,16 @@ def test_anchors_are_not_rounded_to_bfloat16(shapes, tmp_path):
     assert torch.equal(found, expected)
 
 
+def test_pooled_boxes_are_not_rounded_to_bfloat16():
+    pooler = AlignedPooler(["p2"], 7, 2)
+    features = {"p2": torch.randn(1, 8, 64, 64).bfloat16()}
+    boxes = [torch.tensor([[130.6, 71.3, 201.7, 190.4]])]  # bfloat16 has 131, 71.5, 202, 190
+    expected = pooler({"p2": features["p2"].float()}, boxes, None)
+    found = pooler(features, boxes, None)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+
+
 @pytest.mark.parametrize("name", ["ga_faster_rcnn_R_18_FPN", "faster_rcnn_R_18_FPN"])
 def test_amp_trains(name, shapes, tmp_path):
     run(name, overrides(shapes, tmp_path, **{"SOLVER.AMP.ENABLED": True}))
@@ -193,6 +214,13 @@ def test_every_configuration_builds():
         (["DATASETS.TRAIN", "('nowhere',)"], "no dataset 'nowhere'"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "MODEL.ROI_HEADS.NUM_CLASSES: expected 5, the categories of"),
         (["MODEL.META_ARCHITECTURE", "YOLO"], "MODEL.META_ARCHITECTURE: expected .*'ScopeNet', got 'YOLO'"),
+        (
+            ["MODEL.GUIDED_ANCHORING.ADAPTION.OFFSETS", "shapes"],
+            "MODEL.GUIDED_ANCHORING.ADAPTION.OFFSETS: expected 'shape', 'features', 'none', got 'shapes'",
+        ),
+        (["MODEL.GUIDED_ANCHORING.SHAPE.MODE", "all"], "SHAPE.MODE: expected 'sampled', 'exact', got 'all'"),
+        (["MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD", "2.0"], "LOCATION.THRESHOLD: expected a probability, got 2.0"),
+        (["MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST", "-1"], r"LOCATION.TOPK_TEST: expected 0 .*, got -1"),
     ],
 )
 def test_bad_configurations_are_named(opts, message, shapes, tmp_path):
@@ -325,6 +353,7 @@ def test_resized_shape():
     assert resized_shape(480, 640, 800, 1333) == (800, 1067)
     assert resized_shape(300, 900, 800, 1333) == (444, 1333)
     assert resized_shape(20, 20, 800, 1333) == (800, 800)
+    assert resized_shape(20, 30, 0, 1333) == (20, 30)
 
 
 def test_order_of_images_is_endless_and_can_be_skipped():

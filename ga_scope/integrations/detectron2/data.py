@@ -1,5 +1,6 @@
 """Datasets and loaders: the project's registered datasets in detectron2's catalogs, errors that name the file."""
 
+import logging
 import os
 
 from detectron2.data import (
@@ -17,11 +18,15 @@ from ...config import check_num_classes
 from ...data import add_proposals, load_coco_json, load_dataset, proposal_file, register_datasets
 from ...data.coco import DatasetError
 
+logger = logging.getLogger(__name__)
+
 
 def register(entries):
     """``DATASETS.REGISTER`` into detectron2's ``DatasetCatalog`` and ``MetadataCatalog``."""
     for name, source in register_datasets(entries).items():
         if name in DatasetCatalog.list():
+            if MetadataCatalog.get(name).get("json_file") != str(source.json_file):
+                raise DatasetError(f"DATASETS.REGISTER: the name {name!r} is taken by a dataset of detectron2")
             continue
         DatasetCatalog.register(name, lambda name=name: _records(name))
         MetadataCatalog.get(name).set(
@@ -79,19 +84,43 @@ def check_classes(cfg, name):
         check_num_classes(cfg, name, classes)
 
 
+def check_test_set(cfg, name):
+    """:func:`check_classes` of a dataset of DATASETS.TEST, and its file of proposals is there if there must be one."""
+    check_classes(cfg, name)
+    file = proposal_file(cfg, "TEST", name)
+    if file and not os.path.isfile(file):
+        raise DatasetError(f"{file}: no such file of proposals (DATASETS.PROPOSAL_FILES_TEST, dataset {name})")
+
+
 def build_train_loader(cfg):
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN: expected at least one dataset, got none")
     for name in cfg.DATASETS.TRAIN:
         check_classes(cfg, name)
     mapper = NamedErrorMapper(DatasetMapper(cfg, is_train=True))
-    if not cfg.MODEL.LOAD_PROPOSALS:
+    if not cfg.MODEL.LOAD_PROPOSALS and not cfg.MODEL.MASK_ON:
         return build_detection_train_loader(cfg, mapper=mapper)
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     records = []
     for name in cfg.DATASETS.TRAIN:
-        found = get_detection_dataset_dicts([name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-        records += _with_proposals(cfg, "TRAIN", name, found)
+        found = get_detection_dataset_dicts(
+            [name], filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, min_keypoints=keypoints
+        )
+        if cfg.MODEL.MASK_ON:
+            found = _with_masks(name, found)
+        records += _with_proposals(cfg, "TRAIN", name, found) if cfg.MODEL.LOAD_PROPOSALS else found
     return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
+
+
+def _with_masks(name, records):
+    """Without the annotations that have a box but no mask: a mask head cannot take such an image."""
+    masked = [
+        record | {"annotations": [a for a in record["annotations"] if a.get("segmentation")]} for record in records
+    ]
+    dropped = sum(len(a["annotations"]) - len(b["annotations"]) for a, b in zip(records, masked))
+    if dropped:
+        logger.warning("%s: %d annotations without a valid mask (dropped, MODEL.MASK_ON)", name, dropped)
+    return masked
 
 
 def build_test_loader(cfg, name):

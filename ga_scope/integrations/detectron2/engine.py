@@ -6,13 +6,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.solver import build_optimizer
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from ...checkpoint import CheckedLoading
 from ...config import ConfigError
-from .data import build_test_loader, build_train_loader, check_classes
+from .data import build_test_loader, build_train_loader, check_test_set
 from .evaluation import GuidedAnchoringEvaluator
 
 
@@ -36,6 +37,15 @@ def use_bfloat16(trainer: AMPTrainer):
     """In place of detectron2's float16: the built-in engine's dtype, with float32's range and so no loss scale."""
     trainer.precision = torch.bfloat16
     trainer.grad_scaler = torch.amp.GradScaler("cuda", enabled=False)
+    for module in trainer.model.modules():
+        if isinstance(module, ROIPooler):
+            module.register_forward_pre_hook(_pool_in_float32)
+
+
+def _pool_in_float32(pooler, inputs):
+    """ROIAlign gives boxes the features' type, and bfloat16 would round their corners to one, two or four pixels."""
+    features, *boxes = inputs
+    return [feature.float() for feature in features], *boxes
 
 
 class Trainer(DefaultTrainer):
@@ -47,6 +57,8 @@ class Trainer(DefaultTrainer):
                 f"SOLVER.AMP.ENABLED: expected False on {cfg.MODEL.DEVICE}, got True: detectron2 trains so on CUDA, "
                 "the built-in engine (--engine torchvision) on a CPU, too"
             )
+        for name in cfg.DATASETS.TEST:  # not after hours of training
+            check_test_set(cfg, name)
         super().__init__(cfg)
         if cfg.SOLVER.AMP.ENABLED and torch.cuda.is_bf16_supported(including_emulation=False):
             use_bfloat16(self._trainer)
@@ -72,7 +84,7 @@ class Trainer(DefaultTrainer):
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise ValueError(f"SOLVER.OPTIMIZER: expected SGD or ADAMW, got {cfg.SOLVER.OPTIMIZER}")
+            raise ConfigError(f"SOLVER.OPTIMIZER: expected SGD or ADAMW, got {cfg.SOLVER.OPTIMIZER!r}")
         parameters = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,
@@ -80,9 +92,11 @@ class Trainer(DefaultTrainer):
             bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
             weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
         )
-        # Fused: one pass over the parameters, a third of the time or less on a CPU.
+        # Fused: one pass over the parameters, a third of the time or less on a CPU. But under float16's loss scale a
+        # fused step takes scaled gradients, and clipping, which comes first, would clip those.
+        fused = not cfg.SOLVER.AMP.ENABLED or torch.cuda.is_bf16_supported(including_emulation=False)
         optimizer = torch.optim.AdamW(
-            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True
+            parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=fused
         )
         return maybe_add_gradient_clipping(cfg, optimizer)
 
@@ -107,7 +121,7 @@ class Trainer(DefaultTrainer):
 
         results = {}
         for name in cfg.DATASETS.TEST:
-            check_classes(cfg, name)
+            check_test_set(cfg, name)
             chosen = [GuidedAnchoringEvaluator(name, model)]
             tasks = ("segm",) * cfg.MODEL.MASK_ON + ("keypoints",) * cfg.MODEL.KEYPOINT_ON
             if tasks:

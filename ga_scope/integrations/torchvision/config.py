@@ -6,7 +6,7 @@ when a yaml sets it; so is a value that the engine cannot honour (:func:`check_c
 
 from fvcore.common.config import CfgNode as CN
 
-from ...config import ConfigError, add_ga_scope_config
+from ...config import ConfigError, add_ga_scope_config, check_values
 from .backbone import TOPS, level_names
 
 HINT = "the built-in engine cannot honour it; detectron2 (--engine detectron2) can"
@@ -187,6 +187,7 @@ ALLOWED = {
     "MODEL.BACKBONE.NAME": tuple(TOPS),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
+    "MODEL.FPN.IN_FEATURES": (["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]),
     "MODEL.FPN.NORM": ("", "BN", "GN"),
     "MODEL.FPN.FUSE_TYPE": ("sum",),
     "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN", "GuidedAnchoringRPN", "StagedRPN", PRECOMPUTED),
@@ -222,21 +223,12 @@ ALLOWED = {
 }
 
 
-def _value(cfg, key):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
-
-
 def check_cfg(cfg):
     """Raises ConfigError for a value that the engine would otherwise ignore or get wrong."""
-    _check(cfg, "MODEL.META_ARCHITECTURE", PARTS)
+    check_values(cfg, {"MODEL.META_ARCHITECTURE": tuple(PARTS)}, f": {HINT}")
     read = PARTS[cfg.MODEL.META_ARCHITECTURE]
     unread = {part for parts in PARTS.values() for part in parts} - set(read)
-    for key, allowed in ALLOWED.items():
-        if key.split(".")[1] not in unread:
-            _check(cfg, key, allowed)
-    _check(cfg, "MODEL.FPN.IN_FEATURES", (["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]))
+    check_values(cfg, {key: values for key, values in ALLOWED.items() if key.split(".")[1] not in unread}, f": {HINT}")
     generator = cfg.MODEL.PROPOSAL_GENERATOR.NAME
     if "PROPOSAL_GENERATOR" in read and cfg.MODEL.LOAD_PROPOSALS != (generator == PRECOMPUTED):
         raise ConfigError(
@@ -251,13 +243,6 @@ def check_cfg(cfg):
             raise ConfigError(
                 f"MODEL.{part}.IN_FEATURES: expected names of {levels[0]} to {levels[-1]}, got {unknown}: {HINT}"
             )
-
-
-def _check(cfg, key, allowed):
-    value = _value(cfg, key)
-    if value not in allowed:
-        listed = ", ".join(repr(choice) for choice in allowed)
-        raise ConfigError(f"{key}: expected {listed}, got {value!r}: {HINT}")
 
 
 def merge_file(cfg, path):

@@ -55,34 +55,37 @@ class Trainer:
         if self.start >= limit:
             logger.info("nothing to train: iteration %d of %d", self.start, limit)
             return self.test()
+        for name in cfg.DATASETS.TEST:  # not after hours of training
+            test_records(cfg, name)
         self.model.train()
         periodic = PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_iter=limit)
         batches = iter(build_train_loader(cfg, self.seed, self.start))
         self.output.mkdir(parents=True, exist_ok=True)
         metrics = {}
         with SummaryWriter(self.output) as board, open(self.output / "training.jsonl", "a") as log:
-            progress = Progress(self.start, limit, board, log)
-            for iteration in range(self.start, limit):
-                rate = cfg.SOLVER.BASE_LR * self.schedule(iteration / limit)
-                try:
+            progress, done = Progress(self.start, limit, board, log), self.start
+            try:
+                for iteration in range(self.start, limit):
+                    rate = cfg.SOLVER.BASE_LR * self.schedule(iteration / limit)
                     began = time.perf_counter()
                     inputs = next(batches)
                     waited = time.perf_counter() - began
                     losses = self._step(inputs, rate)
-                except BaseException:
-                    # A broken image, Ctrl-C: what has been learned so far is not lost.
-                    if iteration > self.start:
-                        self.checkpointer.save(f"model_{iteration - 1:07d}", iteration=iteration - 1)
-                    raise
-                progress.update(iteration, losses, rate, waited)
-                periodic.step(iteration)
-                period = cfg.TEST.EVAL_PERIOD
-                if cfg.DATASETS.TEST and (iteration + 1 == limit or (period and (iteration + 1) % period == 0)):
-                    metrics = self.test()
-                    self.model.train()
-                    for dataset, values in metrics.items():
-                        for name, value in values.items():
-                            board.add_scalar(f"{dataset}/{name}", value, iteration)
+                    done = iteration + 1
+                    progress.update(iteration, losses, rate, waited)
+                    periodic.step(iteration)
+                    period = cfg.TEST.EVAL_PERIOD
+                    if cfg.DATASETS.TEST and (done == limit or (period and done % period == 0)):
+                        metrics = self.test()
+                        self.model.train()
+                        for dataset, values in metrics.items():
+                            for name, value in values.items():
+                                board.add_scalar(f"{dataset}/{name}", value, iteration)
+            except BaseException:
+                # A broken image, Ctrl-C: what has been learned so far is not lost.
+                if done > self.start:
+                    self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+                raise
         return metrics
 
     def _step(self, inputs, rate):
@@ -138,16 +141,21 @@ class Progress:
         self.sums, self.count, self.waited = {}, 0, 0.0
 
 
+def test_records(cfg, name: str) -> tuple[list[dict], list[dict]]:
+    """The dicts of a dataset of DATASETS.TEST, with proposals if MODEL.LOAD_PROPOSALS, and its categories."""
+    records, categories = load_dataset(name)
+    check_num_classes(cfg, name, len(categories))
+    return loaded_proposals(cfg, "TEST", name, records), categories
+
+
 @torch.no_grad()
 def evaluate(cfg, model) -> dict[str, dict[str, float]]:
     """Runs the model over DATASETS.TEST."""
     model.eval()
     results = {}
     for name in cfg.DATASETS.TEST:
-        records, categories = load_dataset(name)
-        check_num_classes(cfg, name, len(categories))
+        records, categories = test_records(cfg, name)
         evaluation = CocoEvaluation(records, categories)
-        records = loaded_proposals(cfg, "TEST", name, records)
         for record in tqdm(build_test_loader(cfg, records), total=len(records), desc=name, mininterval=5):
             (output,) = model([record])
             add_output(evaluation, record["image_id"], output)

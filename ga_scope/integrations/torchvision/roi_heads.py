@@ -32,19 +32,20 @@ class AlignedPooler(torch.nn.Module):
         image = torch.cat([torch.full((len(b), 1), float(i), device=b.device) for i, b in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(boxes)], 1)
         first = features[self.in_features[0]]
-        pooled = first.new_zeros(len(rois), first.shape[1], self.resolution, self.resolution)
+        # In float32: bfloat16 would round a box's corners to one, two or four pixels.
+        pooled = first.new_zeros(len(rois), first.shape[1], self.resolution, self.resolution, dtype=rois.dtype)
         for level, name in enumerate(self.in_features):
             chosen = (levels == level).nonzero()[:, 0]
             part = roi_align(
-                features[name],
-                rois[chosen].to(first.dtype),
+                features[name].to(rois.dtype),
+                rois[chosen],
                 self.resolution,
                 1 / STRIDES[name],
                 self.sampling_ratio,
                 aligned=True,
             )
             pooled = pooled.index_put((chosen,), part)
-        return pooled
+        return pooled.to(first.dtype)
 
 
 class FastRCNNHeads(RoIHeads):
