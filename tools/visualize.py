@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ga_scope.checkpoint import CheckpointError
-from ga_scope.config import ConfigError
+from ga_scope.config import CLASSES_UNDER, ConfigError
 from ga_scope.data import load_dataset
 from ga_scope.data.coco import DatasetError
 from ga_scope.train import ENGINES, choose_engine
@@ -30,6 +30,20 @@ def folder_records(folder: Path):
     return records
 
 
+def class_names(cfg, optional: bool) -> list[str]:
+    """Of the dataset to test on; numbers if it is not on this machine and ``optional``; none of a ProposalNetwork."""
+    part = CLASSES_UNDER.get(cfg.MODEL.META_ARCHITECTURE)
+    if part is None or not cfg.DATASETS.TEST:
+        return []
+    try:
+        return [category["name"] for category in load_dataset(cfg.DATASETS.TEST[0])[1]]
+    except DatasetError as error:
+        if not optional:
+            raise
+        print(f"classes by number: {error}")
+        return [str(label) for label in range(cfg.MODEL[part].NUM_CLASSES)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True)
@@ -43,10 +57,8 @@ def main():
     package = f"ga_scope.integrations.{choose_engine(args.engine)}"
     cfg = importlib.import_module(f"{package}.run").setup(args.config_file, args.opts)
     predictor = importlib.import_module(f"{package}.predictor").Predictor(cfg)
-    names = []
-    if cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork" and cfg.DATASETS.TEST:
-        names = [category["name"] for category in load_dataset(cfg.DATASETS.TEST[0])[1]]
     from_folder = Path(args.input).is_dir()
+    names = class_names(cfg, optional=from_folder)
     records = folder_records(Path(args.input)) if from_folder else load_dataset(args.input)[0]
     args.output.mkdir(parents=True, exist_ok=True)
     for record in records[: args.limit]:

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from ga_scope.config import ConfigError
+from ga_scope.integrations.torchvision.checkpoint import to_detectron2
 
 from .conftest import config, overrides, tool
 
@@ -32,6 +34,24 @@ def test_explain_needs_guided_anchors(shapes, tmp_path):
 
     with pytest.raises(ConfigError, match="PROPOSAL_GENERATOR.NAME: expected GuidedAnchoringRPN"):
         tool("explain").diagnose(Predictor, [])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_visualize_photos_without_the_dataset(engine, shapes, tmp_path, monkeypatch, capsys):
+    """A folder of images and a checkpoint are enough. Classes are numbers then: their names are in the annotations."""
+    from ga_scope.integrations.torchvision.models import build_model
+    from ga_scope.integrations.torchvision.run import setup
+
+    opts = overrides(shapes, tmp_path, **{"DATASETS.TEST": ("coco_2017_val",)})
+    weights = tmp_path / "model.pth"
+    torch.save({"model": to_detectron2(build_model(setup(config("ga_faster_rcnn"), opts)).state_dict())}, weights)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    arguments = ["--config-file", config("ga_faster_rcnn"), "--engine", engine, "--input", str(shapes / "val")]
+    arguments += ["--output", str(tmp_path / "pictures"), "--limit", "2", *opts, "MODEL.WEIGHTS", str(weights)]
+    monkeypatch.setattr("sys.argv", ["visualize.py", *arguments])
+    tool("visualize").main()
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert "classes by number" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("engine", ENGINES)

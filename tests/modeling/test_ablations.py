@@ -1,7 +1,5 @@
 """Each ablation switch changes what it says and nothing else: parameters, targets, losses, anchors."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -34,7 +34,9 @@ def read_image(record: dict, format: str) -> Image.Image:
 
 
 def resized_shape(height, width, short_side, longest):
-    """Height and width whose shorter side is ``short_side``, unless the longer would exceed ``longest``."""
+    """Height and width with the shorter side ``short_side`` (0: as they are), unless the longer exceeds ``longest``."""
+    if short_side == 0:
+        return height, width
     scale = short_side / min(height, width)
     new = (short_side, scale * width) if height < width else (scale * height, short_side)
     if max(new) > longest:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ..box_coding import center_size
+from ..losses import positives_per_process
 from ..pyramid import Pyramid
 from .anchors import AnchorShapes, FixedShapes
-from ..losses import positives_per_process
 from .losses import center_loss, location_loss, shape_loss
 from .selection import LocationSelection
 from .targets import LocationTargets, ShapeTargets
