@@ -1,8 +1,8 @@
-"""COCO metrics of both engines, by pycocotools.
+"""COCO metrics of both engines.
 
 Proposals are scored as the paper does (Table 1): class-agnostic average recall over IoU 0.50:0.05:0.95 at
-several numbers of proposals, and at 100 by object area. Boxes get COCO's average precision. All values are
-fractions.
+several numbers of proposals, and at 100 by object area. Boxes get COCO's average precision, by pycocotools. All values
+are fractions.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from .recall import AREAS, average_recalls
+
 PROPOSAL_COUNTS = (10, 100, 300, 1000)
-AREAS = ("all", "small", "medium", "large")
 
 
 class CocoEvaluation:
@@ -29,23 +30,22 @@ class CocoEvaluation:
         self.dicts = dicts
         self.categories = categories
         self.detections: list[dict] = []
-        self.proposals: list[dict] = []
+        self.proposals: list[tuple] = []  # (image id, boxes as x, y, width, height)
         self.anchors: list[tuple[int, int]] = []
         self.added: set[str] = set()  # of "detections" and "proposals": what the model makes, found or not
 
     def add_detections(self, image_id, boxes, scores, classes):
         """Boxes (D, 4) as x1, y1, x2, y2 in pixels of the image file, scores (D,), class positions (D,)."""
         self.added.add("detections")
-        for box, score, label in zip(_xywh(boxes), _list(scores), _list(classes)):
+        for box, score, label in zip(_xywh(boxes).tolist(), _list(scores), _list(classes)):
             category = self.categories[label]["id"]
             self.detections.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
 
     def add_proposals(self, image_id, boxes, scores):
         """Proposals (K, 4), best first, and their scores (K,)."""
         self.added.add("proposals")
-        category = self.categories[0]["id"]  # recall is class-agnostic, but pycocotools wants one that exists
-        for box, score in zip(_xywh(boxes), _list(scores)):
-            self.proposals.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+        order = np.argsort(-np.asarray(scores), kind="stable")[: max(PROPOSAL_COUNTS)]
+        self.proposals.append((image_id, _xywh(boxes)[order]))
 
     def add_anchors(self, anchors: int, locations: int):
         """Anchors that an image's results came from, and the locations that the pyramid has."""
@@ -69,15 +69,25 @@ class CocoEvaluation:
     def metrics(self) -> dict[str, float]:
         """The metrics of what was added. nan where no object exists to be found."""
         found = {}
-        truth = self._ground_truth()
         if "proposals" in self.added:
-            found |= _recalls(truth, self.proposals)
+            recalls = average_recalls(self._objects_and_proposals(), PROPOSAL_COUNTS)
+            found |= {f"AR@{count}": recalls["all", count] for count in PROPOSAL_COUNTS}
+            found |= {f"AR_{area[0].upper()}@100": recalls[area, 100] for area in AREAS if area != "all"}
         if self.anchors:
             found["anchors_per_image"] = float(np.mean([a for a, _ in self.anchors]))
             found["active_fraction"] = float(np.mean([a / n for a, n in self.anchors]))
         if "detections" in self.added:
-            found |= _precisions(truth, self.detections)
+            found |= _precisions(self._ground_truth(), self.detections)
         return found
+
+    def _objects_and_proposals(self):
+        """What :func:`average_recalls` takes, of every image."""
+        proposals = dict(self.proposals)
+        for record in self.dicts:
+            objects = [item for item in record["annotations"] if not item["iscrowd"]]
+            boxes = np.array([item["bbox"] for item in objects], dtype=np.float64).reshape(-1, 4)
+            areas = np.array([item.get("area", w * h) for item, (_, _, w, h) in zip(objects, boxes)])
+            yield proposals.get(record["image_id"], np.zeros((0, 4))), boxes, areas
 
     def _ground_truth(self):
         annotations = []
@@ -104,48 +114,33 @@ class CocoEvaluation:
 
 def _xywh(boxes):
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
 def _list(values):
     return np.asarray(values).tolist()
 
 
-def _evaluate(truth, results, class_agnostic, counts):
+def _precisions(truth, detections):
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes takes no empty list; an index without results does the same.
-        found = truth.loadRes(results) if results else COCO()
-        if not results:
+        found = truth.loadRes(detections) if detections else COCO()
+        if not detections:
             found.dataset = truth.dataset | {"annotations": []}
             found.createIndex()
         evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.useCats = not class_agnostic
-        evaluation.params.maxDets = list(counts)
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation.eval
+    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, counts); the last count is 100
+    values = {"AP": _mean(precision[:, :, :, 0, 2])}
+    values |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, 2]) for i in (0, 5)}
+    return values | {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, 2]) for a, area in enumerate(AREAS) if a}
 
 
 def _mean(values):
     """COCO's mean: -1 marks what does not exist."""
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")
-
-
-def _recalls(truth, proposals):
-    recall = _evaluate(truth, proposals, True, PROPOSAL_COUNTS)["recall"]  # (IoUs, 1, areas, counts)
-    found = {f"AR@{count}": _mean(recall[:, :, 0, i]) for i, count in enumerate(PROPOSAL_COUNTS)}
-    at_100 = PROPOSAL_COUNTS.index(100)
-    found |= {f"AR_{area[0].upper()}@100": _mean(recall[:, :, a, at_100]) for a, area in enumerate(AREAS) if a}
-    return found
-
-
-def _precisions(truth, detections):
-    # (IoUs, recalls, classes, areas, counts)
-    precision = _evaluate(truth, detections, False, (1, 10, 100))["precision"]
-    found = {"AP": _mean(precision[:, :, :, 0, 2])}
-    found |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, 2]) for i in (0, 5)}
-    return found | {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, 2]) for a, area in enumerate(AREAS) if a}
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
