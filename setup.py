@@ -7,7 +7,8 @@ The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA ker
 
 ``auto``  (default) built when there are a CUDA toolkit, a torch built with CUDA, and a reason to: a visible
           GPU, for whose architecture alone they are then compiled, or ``TORCH_CUDA_ARCH_LIST``. A machine without
-          a GPU does not wait minutes for kernels that it cannot run.
+          a GPU does not wait minutes for kernels that it cannot run. GPUs below compute capability 8.0 (Ampere) have
+          none.
 ``1``     built for ``TORCH_CUDA_ARCH_LIST``, by default ``DEFAULT_CUDA_ARCH_LIST``; an error if impossible.
 ``0``     not built.
 
@@ -35,6 +36,7 @@ from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
 TORCH_TARGET = "2.10"
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0+PTX"
+LEAST_CUDA_CAPABILITY = (8, 0)  # cp.async, and tensor cores for bfloat16 and tf32
 
 
 def choose_cuda():
@@ -45,7 +47,13 @@ def choose_cuda():
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if wish == "auto" and not architectures and torch.cuda.is_available():
         devices = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        architectures = ";".join(f"{major}.{minor}" for major, minor in sorted(devices))
+        usable = sorted(device for device in devices if device >= LEAST_CUDA_CAPABILITY)
+        if not usable:
+            print(f"ga_scope: no CUDA kernels for GPUs of compute capability {sorted(devices)}: below 8.0")
+        architectures = ";".join(f"{major}.{minor}" for major, minor in usable)
+    too_old = [name for name in re.split("[; ]+", architectures or "") if re.match(r"[1-7]\.", name)]
+    if too_old and wish != "0":
+        sys.exit(f"TORCH_CUDA_ARCH_LIST: expected 8.0 and above, got {', '.join(too_old)}")
     if wish == "0" or (wish == "auto" and not architectures):
         return None, None
     toolkit = find_cuda_toolkit()

@@ -43,8 +43,9 @@ def seed(request):
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request):
-    """Runs the test once per device: new tensors are on it."""
+def device(request, monkeypatch):
+    """Runs the test once per device: new tensors are on it. What it is compared with is not rounded to tf32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with torch.device(request.param):
         yield request.param
 

@@ -110,7 +110,7 @@ struct CheckLocations {
     if (location < 0 || location >= limit) {
       printf("ga_scope: locations: expected values in [0, %lld), got %lld at %lld\n", static_cast<long long>(limit),
              static_cast<long long>(location), static_cast<long long>(i));
-      __trap();
+      __assert_fail("locations", __FILE__, __LINE__, "convolution");
     }
 #endif
   }
@@ -185,7 +185,9 @@ class Call {
   }
 
   int64_t chunk_rows() const {
-    const int64_t bytes = conv.shape.groups * depth() * static_cast<int64_t>(sizeof(T));
+    int64_t bytes = conv.shape.groups * depth() * static_cast<int64_t>(sizeof(T));
+    // Of one of the arrays that are sorted: four keys of 8 bytes for every sample.
+    if (args.deterministic) bytes = std::max(bytes, 32 * conv.shape.sampling_groups() * conv.shape.taps());
     return std::min(conv.rows, std::max(kLeastChunkRows, kColumnsBytes / bytes));
   }
 

@@ -24,7 +24,9 @@ constexpr bool kSimulated = false;
 // ---- launching ----------------------------------------------------------------------------------
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would find this error and report it as its own
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 // A function of torch's CUDA library, which this one is not linked with, so that it loads beside any torch. Where

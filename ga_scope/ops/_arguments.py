@@ -97,6 +97,11 @@ def register_autocast(library, name, cast_arguments):
         library.impl(name, make(device, key), key)
 
 
+def leave_alone_under_autocast(library, name):
+    """The operator keeps its arguments' types, and the products within it are not cast either."""
+    register_autocast(library, name, lambda dtype, *args: args)
+
+
 def refuse_double_backward(name):
     """Differentiating an operator's backward is an error, not a silent zero."""
 

@@ -91,13 +91,16 @@ def box_offsets(boxes, centers, strides, kernel_size=3, dilation=1):
     Returns:
         ``offset`` ``(L, 4)`` and ``offset_weight`` ``(2 * K, 4)``, of one offset group.
     """
-    kernel = boxes.new_tensor(_arguments.pair(kernel_size, "kernel_size"))
-    spacing = boxes.new_tensor(_arguments.pair(dilation, "dilation"))
-    strides = torch.as_tensor(strides, dtype=boxes.dtype, device=boxes.device).reshape(-1, 1)
-    middles, sides = 0.5 * (boxes[:, :2] + boxes[:, 2:]), boxes[:, 2:] - boxes[:, :2]
+    # Python numbers stay what they are: tensors made of them would wait for a GPU.
+    kernel, dilation = _arguments.pair(kernel_size, "kernel_size"), _arguments.pair(dilation, "dilation")
+    if isinstance(strides, Tensor):
+        strides = strides.to(boxes).reshape(-1, 1)
+    middles = 0.5 * (boxes[:, :2] + boxes[:, 2:])
+    cells = (boxes[:, 2:] - boxes[:, :2]) / strides
     # The whole kernel's shift, and how much further apart than `dilation` the taps lie: y before x.
-    shift, stretch = ((middles - centers) / strides).flip(1), sides.flip(1) / (strides * kernel) - spacing
-    steps = [torch.arange(int(n), dtype=boxes.dtype, device=boxes.device) - (int(n) - 1) / 2 for n in kernel]
+    shift = ((middles - centers) / strides).flip(1)
+    stretch = torch.stack([cells[:, 1] / kernel[0] - dilation[0], cells[:, 0] / kernel[1] - dilation[1]], 1)
+    steps = [torch.arange(n, dtype=boxes.dtype, device=boxes.device) - (n - 1) / 2 for n in kernel]
     y, x = torch.meshgrid(*steps, indexing="ij")
     one, zero = torch.ones_like(y), torch.zeros_like(y)
     rows = torch.stack([torch.stack([one, zero, y, zero], -1), torch.stack([zero, one, zero, x], -1)], 2)
@@ -246,6 +249,7 @@ def _cast_arguments(dtype, input, offset, weight, bias, mask, offset_weight, *re
 
 _library = torch.library.Library("ga_scope", "IMPL")
 _arguments.register_autocast(_library, "deform_conv2d", _cast_arguments)
+_arguments.leave_alone_under_autocast(_library, "deform_conv2d_backward")
 
 
 class DeformConv2d(nn.Module):

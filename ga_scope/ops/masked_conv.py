@@ -16,7 +16,7 @@ def masked_conv2d(
         weight: ``(C_out, C_in / groups, kh, kw)``, shared by all levels.
         bias, stride, padding, dilation, groups: as :func:`torch.nn.functional.conv2d`.
         mask: bool ``(N, H_out, W_out)`` (or the list per level): where to compute. Its locations are in
-            index order.
+            index order. To list them waits for a GPU.
         locations: instead of a mask, ``(L,)`` int64 indices into the output positions (see
             :mod:`ga_scope.ops`), in any order, repeats allowed.
         dense: return maps, zero where nothing was computed, instead of rows. A repeated location is
@@ -40,6 +40,7 @@ def masked_conv2d(
         got = list(inputs[0].shape) if inputs else "none"
         raise RuntimeError(f"masked_conv2d: input: expected maps of shape [N, C, H, W], got {got}")
     _arguments.convolution_groups(inputs[0].shape[1], weight)
+    may_repeat = mask is None
     if mask is not None:
         locations = _locations_of(mask, inputs, weight, stride, padding, dilation)
     rows = torch.ops.ga_scope.masked_conv2d(
@@ -47,7 +48,7 @@ def masked_conv2d(
     )
     if not dense:
         return rows
-    maps = _to_maps(rows, locations, inputs, weight, stride, padding, dilation)
+    maps = _to_maps(rows, locations, may_repeat, inputs, weight, stride, padding, dilation)
     return maps[0] if single else maps
 
 
@@ -66,14 +67,23 @@ def _locations_of(mask, inputs, weight, stride, padding, dilation):
     return torch.cat([item.flatten(1) for item in masks], 1).flatten().nonzero().squeeze(1)
 
 
-def _to_maps(rows, locations, inputs, weight, stride, padding, dilation):
+def _to_maps(rows, locations, may_repeat, inputs, weight, stride, padding, dilation):
     sizes = [_arguments.output_size(map.shape[2:], weight, stride, padding, dilation) for map in inputs]
     counts = [height * width for height, width in sizes]
     images = inputs[0].shape[0]
+    if may_repeat:
+        rows = _once(rows, locations, images * sum(counts))
     flat = rows.new_zeros(images * sum(counts), rows.shape[1]).index_put((locations,), rows)
     parts = flat.view(images, sum(counts), rows.shape[1]).split(counts, 1)
     maps = [part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, sizes, strict=True)]
     return [_arguments.keep_memory_format(out, map) for out, map in zip(maps, inputs, strict=True)]
+
+
+def _once(rows, locations, count):
+    """The rows, of those that share a location one with a gradient: index_put's derivative would give it to each."""
+    index = torch.arange(rows.shape[0], device=rows.device)
+    row_of = locations.new_zeros(count).index_put((locations,), index)
+    return torch.where((row_of[locations] == index)[:, None], rows, rows.detach())
 
 
 @torch.library.register_fake("ga_scope::masked_conv2d")
@@ -145,6 +155,7 @@ def _cast_arguments(dtype, input, weight, bias, *rest):
 
 _library = torch.library.Library("ga_scope", "IMPL")
 _arguments.register_autocast(_library, "masked_conv2d", _cast_arguments)
+_arguments.leave_alone_under_autocast(_library, "masked_conv2d_backward")
 
 
 class MaskedConv2d(nn.Conv2d):

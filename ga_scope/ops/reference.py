@@ -126,7 +126,7 @@ def nms_mask(boxes, iou_threshold, groups, valid):
     for i in range(len(boxes)):
         rivals = [j for j in range(i) if kept[j] and groups[i] == groups[j]]
         kept.append(bool(valid[i]) and not any(overlap[j, i].item() > iou_threshold for j in rivals))
-    return torch.tensor(kept, dtype=torch.bool)
+    return torch.tensor(kept, dtype=torch.bool, device=boxes.device)
 
 
 def level_centers(size, stride, cell_offset=0.5):

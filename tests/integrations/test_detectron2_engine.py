@@ -252,7 +252,7 @@ def test_annotations_without_a_mask_are_dropped_where_masks_are_trained(shapes, 
     path.write_text(json.dumps(content))
     name = f"masks_{tmp_path.name}"
     more = {"DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]], "DATASETS.TRAIN": (name,)}
-    model, cfg = build([*overrides(shapes, tmp_path, **more), "MODEL.MASK_ON", "True"])
+    _, cfg = build([*overrides(shapes, tmp_path, **more), "MODEL.MASK_ON", "True"])
     seen = [x["instances"] for batch, _ in zip(build_train_loader(cfg), range(20)) for x in batch]
     assert all(len(x) == 0 or len(x.gt_masks) == len(x.gt_boxes) for x in seen) and any(len(x) for x in seen)
     assert f"{(len(content['annotations']) + 2) // 3} annotations without a valid mask" in caplog.text

@@ -267,6 +267,25 @@ def test_autocast(device):
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("forward_too", [False, True])
+def test_backward_within_autocast(device, forward_too):
+    """A loop may call backward() there; the gradients are those of a call outside."""
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((1, 8, 6, 6), (20, 2), (4, 8, 3, 3), (18, 2))]
+
+    def run():
+        x, deltas, weight, offset_weight = leaves
+        locations = torch.arange(20)
+        return deform_conv2d(x, deltas, weight, padding=1, locations=locations, offset_weight=offset_weight)
+
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=forward_too):
+        out = run()
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        found = torch.autograd.grad(out, leaves, grad)
+    torch.testing.assert_close(found, expected)
+
+
 def test_double_backward_is_refused():
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
     out = deform_conv2d(x, torch.zeros(1, 18, 5, 5), torch.randn(2, 4, 3, 3, requires_grad=True), padding=1)

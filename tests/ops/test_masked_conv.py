@@ -110,6 +110,29 @@ def test_module_is_a_conv2d():
         MaskedConv2d(6, 4, 3, padding="same")
 
 
+@pytest.mark.usefixtures("device")
+def test_repeated_locations_of_a_dense_output_count_once():
+    """The map has each value once, however often its location is listed: so have the gradients."""
+    x, weight = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
+    bias, grad = torch.randn(3, requires_grad=True), torch.randn(1, 3, 5, 5)
+    once, repeated = torch.tensor([3, 7, 12, 20]), torch.tensor([7, 3, 7, 20, 12, 7, 20])
+    results = []
+    for locations in (once, repeated):
+        out = masked_conv2d(x, weight, bias, padding=1, locations=locations, dense=True)
+        results.append([out, *torch.autograd.grad(out, (x, weight, bias), grad)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.usefixtures("device")
+def test_backward_within_autocast(device):
+    leaves = torch.randn(1, 4, 5, 5, requires_grad=True), torch.randn(2, 4, 3, 3, requires_grad=True)
+    out = masked_conv2d(*leaves, locations=torch.arange(9))
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        torch.testing.assert_close(torch.autograd.grad(out, leaves, grad), expected)
+
+
 def test_autocast_and_double_backward():
     x = torch.randn(1, 4, 5, 5, requires_grad=True)
     weight = torch.randn(2, 4, 3, 3, requires_grad=True)

@@ -66,6 +66,14 @@ def test_setup_says_what_is_wrong(tmp_path, wish, message):
     assert result.returncode != 0 and message in result.stderr
 
 
+def test_architectures_without_the_needed_instructions_are_refused():
+    environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "7.5;9.0+PTX"}
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--name"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode != 0 and "TORCH_CUDA_ARCH_LIST: expected 8.0 and above, got 7.5" in result.stderr
+
+
 EXTENSION = """
 import json
 from distutils.core import run_setup
