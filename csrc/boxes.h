@@ -80,13 +80,17 @@ struct VariableAnchorArguments {
   double cell_offset, min_iou;
 };
 
+inline void check_cell_offset(const char* op, double cell_offset) {
+  check(std::isfinite(cell_offset), op, "cell_offset", "a finite number", cell_offset);
+}
+
 inline std::vector<LevelShape> check_variable_anchors(const char* op, const Tensor& gt_boxes,
                                                       const VariableAnchorArguments& args) {
   const std::vector<LevelShape> level_shapes = check_levels(op, args.heights, args.widths, args.strides);
   const int64_t levels = static_cast<int64_t>(level_shapes.size());
   check(!(args.shapes && args.size_range), op, "size_range", "None where shapes are given", "both");
   check(args.min_iou >= 0 && args.min_iou <= 1, op, "min_iou", "a number in [0, 1]", args.min_iou);
-  check(std::isfinite(args.cell_offset), op, "cell_offset", "a finite number", args.cell_offset);
+  check_cell_offset(op, args.cell_offset);
   if (args.shapes) {
     check_dim(op, "shapes", *args.shapes, 3);
     check_shape(op, "shapes", *args.shapes, {levels, args.shapes->size(1), 2});
@@ -106,7 +110,8 @@ inline void check_ignore_from(const char* op, double ignore_from) {
   check(ignore_from > 0 && ignore_from <= 1, op, "ignore_from", "a number in (0, 1]", ignore_from);
 }
 
-inline void check_regions(const char* op, double sigma, double center_ratio, double ignore_ratio) {
+inline void check_regions(const char* op, double sigma, double center_ratio, double ignore_ratio, double cell_offset) {
+  check_cell_offset(op, cell_offset);
   check(sigma > 0 && std::isfinite(sigma), op, "sigma", "a positive number", sigma);
   check(center_ratio >= 0 && center_ratio <= ignore_ratio && ignore_ratio <= 1e6, op, "center_ratio",
         "0 <= center_ratio <= ignore_ratio", text(center_ratio, ", ", ignore_ratio));

@@ -8,36 +8,42 @@
 
 namespace ga_scope {
 
-// The cells [first, last) whose centres (i + 1/2) * stride lie in [low, high]. Rounding is settled by the
-// definition itself: the quotient only says where to look.
+// The cells of an axis: cell i of `count` stands for the point (i + offset) * stride.
+struct CellAxis {
+  double stride, offset;
+  int64_t count;
+
+  GA_HOST_DEVICE double point(int64_t cell) const { return (double(cell) + offset) * stride; }
+};
+
+// The cells [first, last) whose points lie in [low, high]. Rounding is settled by the definition itself: the quotient
+// only says where to look.
 struct CellRange {
   int64_t first, last;
 };
-
-GA_HOST_DEVICE double cell_centre(int64_t cell, double stride) { return (double(cell) + 0.5) * stride; }
 
 GA_HOST_DEVICE int64_t clamp_cell(double value, int64_t cells) {
   if (!(value > 0)) return 0;
   return value < double(cells) ? int64_t(value) : cells;
 }
 
-GA_HOST_DEVICE CellRange cells_inside(double low, double high, double stride, int64_t cells) {
+GA_HOST_DEVICE CellRange cells_inside(double low, double high, const CellAxis& axis) {
   CellRange range;
-  range.first = clamp_cell(low / stride - 0.5, cells);
-  while (range.first > 0 && cell_centre(range.first - 1, stride) >= low) --range.first;
-  while (range.first < cells && !(cell_centre(range.first, stride) >= low)) ++range.first;
-  range.last = clamp_cell(high / stride + 0.5, cells);
-  while (range.last < cells && cell_centre(range.last, stride) <= high) ++range.last;
-  while (range.last > 0 && !(cell_centre(range.last - 1, stride) <= high)) --range.last;
+  range.first = clamp_cell(low / axis.stride - axis.offset, axis.count);
+  while (range.first > 0 && axis.point(range.first - 1) >= low) --range.first;
+  while (range.first < axis.count && !(axis.point(range.first) >= low)) ++range.first;
+  range.last = clamp_cell(high / axis.stride - axis.offset + 1, axis.count);
+  while (range.last < axis.count && axis.point(range.last) <= high) ++range.last;
+  while (range.last > 0 && !(axis.point(range.last - 1) <= high)) --range.last;
   return range;
 }
 
-// The cells within `half` of a box's centre; with keep_one at least the cell of the centre itself.
-GA_HOST_DEVICE CellRange cells_of_box(double centre, double half, double stride, int64_t cells, bool keep_one) {
-  CellRange range = cells_inside(centre - half, centre + half, stride, cells);
+// The cells within `half` of a box's centre; with keep_one at least the nearest.
+GA_HOST_DEVICE CellRange cells_of_box(double centre, double half, const CellAxis& axis, bool keep_one) {
+  CellRange range = cells_inside(centre - half, centre + half, axis);
   if (keep_one && range.first >= range.last) {
-    const int64_t cell = clamp_cell(centre / stride, cells);
-    range.first = cell < cells ? cell : cells - 1;
+    const int64_t cell = clamp_cell(centre / axis.stride + (0.5 - axis.offset), axis.count);
+    range.first = cell < axis.count ? cell : axis.count - 1;
     range.last = range.first + 1;
   }
   return range;

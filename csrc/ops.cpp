@@ -40,8 +40,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
       "SymInt[] ignore_counts, float ignore_from) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "location_targets(Tensor gt_boxes, SymInt[] gt_counts, Tensor ignore_boxes, SymInt[] ignore_counts, "
-      "SymInt[] heights, SymInt[] widths, float[] strides, float sigma, float center_ratio, float ignore_ratio) -> "
-      "Tensor");
+      "SymInt[] heights, SymInt[] widths, float[] strides, float sigma, float center_ratio, float ignore_ratio, "
+      "float cell_offset) -> Tensor");
   // Boxes (B, K, 4), the best of each batch entry first: which survive. Of a fixed size, unlike a list of survivors.
   m.def("nms_mask(Tensor boxes, Tensor? groups, Tensor? valid, float iou_threshold) -> Tensor");
 }

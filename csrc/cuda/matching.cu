@@ -137,12 +137,13 @@ MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes
 
 Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
                         std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
-                        std::vector<double> strides, double sigma, double center_ratio, double ignore_ratio) {
+                        std::vector<double> strides, double sigma, double center_ratio, double ignore_ratio,
+                        double cell_offset) {
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
   const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
-  check_regions(op, sigma, center_ratio, ignore_ratio);
+  check_regions(op, sigma, center_ratio, ignore_ratio, cell_offset);
   check(levels.size() <= kMaxLevels, op, "level_sizes", text("at most ", kMaxLevels, " levels on CUDA"), levels.size());
   const Device device(gt_boxes);
   const int64_t images = static_cast<int64_t>(gt_counts.size()), locations = locations_of(levels);
@@ -153,7 +154,8 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor 
                               .locations_per_image = locations,
                               .sigma = sigma,
                               .center_ratio = center_ratio,
-                              .ignore_ratio = ignore_ratio};
+                              .ignore_ratio = ignore_ratio,
+                              .cell_offset = cell_offset};
     for (size_t l = 0; l < levels.size(); ++l) kernel.levels[l] = levels[l], kernel.strides[l] = strides[l];
     const auto paint = [&](Region region, const Tensor& boxes, const std::vector<int64_t>& counts) {
       kernel.region = region;

@@ -265,7 +265,7 @@ struct PaintRegions {
   int64_t locations_per_image;
   ImageRanges ranges;
   const Real* boxes;
-  double sigma, center_ratio, ignore_ratio;
+  double sigma, center_ratio, ignore_ratio, cell_offset;
   Region region;
   int8_t* labels;  // of the launch's first image
 
@@ -289,10 +289,11 @@ struct PaintRegions {
   GA_KERNEL void paint(Block& block, int image, int level, const Box<Real>& box, double ratio, int8_t label) const {
     const LevelShape& shape = levels[level];
     const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
+    const double stride = strides[level];
     const double cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
     const bool keep_one = region == Region::kCentre;
-    const CellRange columns = cells_of_box(cx, half_w, strides[level], shape.width, keep_one);
-    const CellRange rows = cells_of_box(cy, half_h, strides[level], shape.height, keep_one);
+    const CellRange columns = cells_of_box(cx, half_w, {stride, cell_offset, shape.width}, keep_one);
+    const CellRange rows = cells_of_box(cy, half_h, {stride, cell_offset, shape.height}, keep_one);
     const int64_t width = columns.last - columns.first, height = rows.last - rows.first;
     if (width <= 0 || height <= 0) return;
     int8_t* map = labels + image * locations_per_image + shape.first;

@@ -81,21 +81,29 @@ def iou_match(boxes, gt_boxes, *, ignore_boxes=None, ignore_from=0.5) -> Match:
 
 
 def location_targets(
-    gt_boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, *, ignore_boxes=None
+    gt_boxes,
+    level_sizes,
+    strides,
+    center_ratio=0.2,
+    ignore_ratio=0.5,
+    sigma=8.0,
+    *,
+    cell_offset=0.5,
+    ignore_boxes=None,
 ) -> Tensor:
     """Where anchors should be (section 3.4): 1 in centre regions, -1 in ignore regions, 0 outside.
 
     A box of width w and height h belongs to level ``floor(log2(sqrt(w h) / (sigma strides[0])) + 1/2)``,
-    clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose centres
-    ``((x + 1/2) s, (y + 1/2) s)`` lie in the box scaled by ``center_ratio`` about its centre are positive, at
-    least the cell of the centre itself; those in the box scaled by ``ignore_ratio`` are ignored, there and on
+    clamped: the one whose anchors (Eq. 2) are about its size. There the cells whose points
+    ``((x + cell_offset) s, (y + cell_offset) s)`` lie in the box scaled by ``center_ratio`` about its centre are
+    positive, at least the nearest; those in the box scaled by ``ignore_ratio`` are ignored, there and on
     the adjacent levels. Positive wins over ignored, ignored over negative, whatever the order of the boxes.
 
     Args:
         gt_boxes: ``(G, 4)``, or the list of them per image.
         level_sizes: ``(H, W)`` of every level.
         strides: of every level, in pixels.
-        ignore_boxes: crowd regions, in the form of ``gt_boxes``: cells whose centres lie in one are ignored on
+        ignore_boxes: crowd regions, in the form of ``gt_boxes``: cells whose points lie in one are ignored on
             every level.
 
     Returns:
@@ -106,7 +114,7 @@ def location_targets(
     strides = [float(s) for s in strides]
     ignored = _ignore_boxes(ignore_boxes, boxes, counts)
     return torch.ops.ga_scope.location_targets(
-        boxes, counts, *ignored, heights, widths, strides, sigma, center_ratio, ignore_ratio
+        boxes, counts, *ignored, heights, widths, strides, sigma, center_ratio, ignore_ratio, cell_offset
     )
 
 
@@ -167,6 +175,18 @@ def _(boxes, counts, gt_boxes, gt_counts, ignore_boxes, ignore_counts, ignore_fr
 
 
 @torch.library.register_fake("ga_scope::location_targets")
-def _(gt_boxes, gt_counts, ignore_boxes, ignore_counts, heights, widths, strides, sigma, center_ratio, ignore_ratio):
+def _(
+    gt_boxes,
+    gt_counts,
+    ignore_boxes,
+    ignore_counts,
+    heights,
+    widths,
+    strides,
+    sigma,
+    center_ratio,
+    ignore_ratio,
+    cell_offset,
+):
     locations = sum(h * w for h, w in zip(heights, widths, strict=True))
     return gt_boxes.new_empty(len(gt_counts) * locations, dtype=torch.int8)

@@ -156,13 +156,15 @@ def part_inside(anchors, boxes):
     return parts
 
 
-def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, ignore_boxes=None):
+def location_targets(
+    boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, cell_offset=0.5, ignore_boxes=None
+):
     """Section 3.4, cell by cell, for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
     levels = [[[0] * w for _ in range(h)] for h, w in level_sizes]
 
     def inside(box, ratio, cell_x, cell_y, stride):
         x1, y1, x2, y2 = box
-        px, py = (cell_x + 0.5) * stride, (cell_y + 0.5) * stride
+        px, py = (cell_x + cell_offset) * stride, (cell_y + cell_offset) * stride
         cx, cy, half_w, half_h = (x1 + x2) / 2, (y1 + y2) / 2, ratio * (x2 - x1) / 2, ratio * (y2 - y1) / 2
         return cx - half_w <= px <= cx + half_w and cy - half_h <= py <= cy + half_h
 
@@ -184,22 +186,23 @@ def location_targets(boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio
                     if at == level and inside(box, center_ratio, j, i, stride):
                         levels[level][i][j] = 1
         for box, at in zip(boxes, home, strict=True):
-            # A box too small for any cell centre keeps the cell of its own centre, per axis.
+            # A box too small for any cell's point keeps the nearest cell, per axis.
             if at != level:
                 continue
-            rows = [i for i in range(height) if _between(box[1], box[3], center_ratio, i, stride)]
-            columns = [j for j in range(width) if _between(box[0], box[2], center_ratio, j, stride)]
-            rows = rows or [min(max(int((box[1] + box[3]) / 2 // stride), 0), height - 1)]
-            columns = columns or [min(max(int((box[0] + box[2]) / 2 // stride), 0), width - 1)]
+            rows = [i for i in range(height) if _between(box[1], box[3], center_ratio, i + cell_offset, stride)]
+            columns = [j for j in range(width) if _between(box[0], box[2], center_ratio, j + cell_offset, stride)]
+            nearest = [math.floor((low + high) / 2 / stride - cell_offset + 0.5) for low, high in (box[::2], box[1::2])]
+            rows = rows or [min(max(nearest[1], 0), height - 1)]
+            columns = columns or [min(max(nearest[0], 0), width - 1)]
             for i in rows:
                 for j in columns:
                     levels[level][i][j] = 1
     labels = torch.tensor([label for level in levels for row in level for label in row], dtype=torch.int8)
     if ignore_boxes is not None:
-        centers = torch.cat([level_centers(size, s) for size, s in zip(level_sizes, strides)])
+        centers = torch.cat([level_centers(size, s, cell_offset) for size, s in zip(level_sizes, strides)])
         labels[inside_any(centers, ignore_boxes) & (labels == 0)] = -1
     return labels
 
 
 def _between(low, high, ratio, cell, stride):
-    return abs((cell + 0.5) * stride - (low + high) / 2) <= ratio * (high - low) / 2
+    return abs(cell * stride - (low + high) / 2) <= ratio * (high - low) / 2

@@ -289,6 +289,17 @@ def test_location_targets_know_the_levels():
         assert [(labels == 1).any().item() for labels in per_level] == [level == 0, level == 1]
 
 
+@pytest.mark.parametrize("offset", [0.5, 0.0])
+def test_positive_locations_are_where_their_anchors_are(offset):
+    """CELL_OFFSET moves the points that the cells stand for: those of the anchors, and of the location targets."""
+    pyramid = Pyramid(1, ((32, 32),), (8,), offset)
+    box = boxes(1)[0]
+    labels = LocationTargets()(pyramid, [box[None]])[0]
+    distance = (pyramid.centers("cpu") - (box[:2] + box[2:]) / 2).abs().amax(1)
+    assert labels[distance.argmin()] == 1
+    assert (distance[labels == 1] <= (0.1 * (box[2:] - box[:2]).max()).clamp(min=4)).all()
+
+
 def test_box_coder_round_trip():
     coder = BoxCoder((14.0, 14.0, 9.0, 9.0))
     a, b = boxes(50), boxes(50)

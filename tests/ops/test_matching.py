@@ -233,9 +233,10 @@ def test_location_targets_ignore_cells_in_ignore_boxes():
     for _ in range(100):
         boxes, sizes, strides = random_scene()
         regions = ignore_boxes_for(boxes, (sizes[0][0] * 8, sizes[0][1] * 8))
-        labels = location_targets(boxes, sizes, strides, ignore_boxes=regions).view(len(boxes), -1)
+        offset = {"cell_offset": random.choice([0.5, 0.0])}
+        labels = location_targets(boxes, sizes, strides, **offset, ignore_boxes=regions).view(len(boxes), -1)
         for image, region, label in zip(boxes, regions, labels):
-            assert torch.equal(label, reference.location_targets(image, sizes, strides, ignore_boxes=region))
+            assert torch.equal(label, reference.location_targets(image, sizes, strides, **offset, ignore_boxes=region))
 
 
 @pytest.mark.usefixtures("device")
@@ -246,12 +247,13 @@ def test_location_targets_equal_a_raster(block):
         boxes, sizes, strides = random_scene()
         center, ignore = random.choice([(0.2, 0.5), (0.1, 1.0), (0.5, 0.5)])
         sigma = random.choice([4.0, 8.0])
-        labels = location_targets(boxes, sizes, strides, center, ignore, sigma).view(len(boxes), -1)
+        settings = {"cell_offset": random.choice([0.5, 0.5, 0.0, 0.25])}  # the paper's, the release's
+        settings |= {"center_ratio": center, "ignore_ratio": ignore, "sigma": sigma}
+        labels = location_targets(boxes, sizes, strides, **settings).view(len(boxes), -1)
         for image, label in zip(boxes, labels):
-            expected = reference.location_targets(image, sizes, strides, center, ignore, sigma)
-            assert torch.equal(label, expected)
+            assert torch.equal(label, reference.location_targets(image, sizes, strides, **settings))
             shuffled = image[torch.randperm(len(image))]
-            assert torch.equal(label, location_targets(shuffled, sizes, strides, center, ignore, sigma))
+            assert torch.equal(label, location_targets(shuffled, sizes, strides, **settings))
 
 
 @pytest.mark.usefixtures("device")

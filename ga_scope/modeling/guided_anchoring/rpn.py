@@ -96,6 +96,7 @@ class GuidedAnchorRPN(AnchorGeneration):
             ignore_boxes = ignore_boxes and [boxes.float() for boxes in ignore_boxes]
             losses, sampled = self._losses(pyramid, features, location_logits, shape_deltas, gt_boxes, ignore_boxes)
             if not self.proposals_in_training:
+                self._active_counts = None  # none were chosen
                 empty = shape_deltas.new_zeros(0, 4, dtype=torch.float32)
                 return [Proposals(empty, empty[:, 0]) for _ in image_sizes], losses
         with torch.no_grad():

@@ -31,6 +31,7 @@ class LocationTargets:
             self.center_ratio,
             self.ignore_ratio,
             self.sigma,
+            cell_offset=pyramid.cell_offset,
             ignore_boxes=ignore_boxes,
         )
         return labels.view(pyramid.images, pyramid.locations)
