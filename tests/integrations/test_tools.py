@@ -7,10 +7,22 @@ import torch
 
 from ga_scope.config import ConfigError
 from ga_scope.integrations.torchvision.checkpoint import to_detectron2
+from ga_scope.integrations.torchvision.models import build_model
+from ga_scope.integrations.torchvision.run import setup
 
 from .conftest import config, overrides, tool
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+@pytest.fixture(scope="module")
+def random_detector(shapes, tmp_path_factory):
+    """Options of a GA-Faster R-CNN with the weights that it is born with."""
+    folder = tmp_path_factory.mktemp("detector")
+    opts = overrides(shapes, folder)
+    model = build_model(setup(config("ga_faster_rcnn"), opts))
+    torch.save({"model": to_detectron2(model.state_dict())}, folder / "model.pth")
+    return [*opts, "MODEL.WEIGHTS", str(folder / "model.pth")]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -26,9 +38,6 @@ def test_explain(engine, shapes, random_rpn, tmp_path, capsys):
 
 
 def test_explain_needs_guided_anchors(shapes, tmp_path):
-    from ga_scope.integrations.torchvision.models import build_model
-    from ga_scope.integrations.torchvision.run import setup
-
     class Predictor:
         model, tap = build_model(setup(config("rpn"), overrides(shapes, tmp_path))), None
 
@@ -37,17 +46,28 @@ def test_explain_needs_guided_anchors(shapes, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_visualize_photos_without_the_dataset(engine, shapes, tmp_path, monkeypatch, capsys):
-    """A folder of images and a checkpoint are enough. Classes are numbers then: their names are in the annotations."""
-    from ga_scope.integrations.torchvision.models import build_model
-    from ga_scope.integrations.torchvision.run import setup
+def test_explain_detections(engine, shapes, random_detector, tmp_path, capsys):
+    arguments = ["--config-file", config("ga_faster_rcnn"), "--engine", engine]
+    arguments += ["--dataset", f"val_{shapes.parent.name}", "--limit", "4", "--output", str(tmp_path / "e.json")]
+    tool("explain_detections").main([*arguments, *random_detector])
+    printed, content = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
+    assert "as found" in printed and "wrong classes cost" in printed
+    assert content["true boxes"]["AP"] >= content["as found"]["AP"] >= 0
 
-    opts = overrides(shapes, tmp_path, **{"DATASETS.TEST": ("coco_2017_val",)})
-    weights = tmp_path / "model.pth"
-    torch.save({"model": to_detectron2(build_model(setup(config("ga_faster_rcnn"), opts)).state_dict())}, weights)
+
+def test_explain_detections_needs_a_detector(random_rpn):
+    with pytest.raises(ConfigError, match="META_ARCHITECTURE: expected a detector .*, got ProposalNetwork"):
+        arguments = ["--config-file", config("ga_rpn"), "--engine", "torchvision", "--dataset", "any"]
+        tool("explain_detections").main([*arguments, *random_rpn])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_visualize_photos_without_the_dataset(engine, shapes, random_detector, tmp_path, monkeypatch, capsys):
+    """A folder of images and a checkpoint are enough. Classes are numbers then: their names are in the annotations."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     arguments = ["--config-file", config("ga_faster_rcnn"), "--engine", engine, "--input", str(shapes / "val")]
-    arguments += ["--output", str(tmp_path / "pictures"), "--limit", "2", *opts, "MODEL.WEIGHTS", str(weights)]
+    arguments += ["--output", str(tmp_path / "pictures"), "--limit", "2", *random_detector]
+    arguments += ["DATASETS.TEST", "('coco_2017_val',)"]
     monkeypatch.setattr("sys.argv", ["visualize.py", *arguments])
     tool("visualize").main()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
