@@ -213,5 +213,5 @@ def test_centre_loss():
 def test_switches_that_contradict():
     with pytest.raises(ConfigError, match="ADAPTION.OFFSETS: expected 'features' or 'none' where SHAPE.ENABLED is F"):
         build(SHAPE__ENABLED=False)
-    with pytest.raises(ValueError, match="offsets: expected 'shape', 'features', 'none', got 'some'"):
+    with pytest.raises(ValueError, match="ADAPTION.OFFSETS: expected 'shape', 'features', 'none', got 'some'"):
         build(ADAPTION__OFFSETS="some")
