@@ -25,7 +25,8 @@ GA_INLINE void store(Real* to, typename Vec<Real>::type value) {
 
 template <class Real>
 GA_INLINE typename Vec<Real>::type broadcast(Real value) {
-  return typename Vec<Real>::type{} + value;
+  // x - 0 is x for every x, so this is one broadcasting load; 0 + x is not (0 + -0 is 0) and would stay an addition.
+  return value - typename Vec<Real>::type{};
 }
 
 template <class Real>
