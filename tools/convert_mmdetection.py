@@ -14,7 +14,6 @@ import argparse
 import sys
 
 import torch
-
 from ga_scope.checkpoint import renamed
 
 # (MMDetection's name, detectron2's name), sums in braces.
