@@ -140,7 +140,9 @@ class ScopeDetector(nn.Module):
         assigned = self.targets(pyramid, targets.boxes)
         losses = {
             "loss_cls": self.loss_weights["classification"]
-            * self._classification_loss(predictions.class_logits, assigned.classification, classes)
+            * self._classification_loss(
+                predictions.class_logits, assigned.classification, classes, self.targets.ignored(pyramid, targets)
+            )
         }
         positive = (assigned.localization.flatten() >= 0).nonzero()[:, 0]
         gt = self._gt_distances(pyramid, positive, boxes[assigned.localization.flatten()[positive]])
@@ -158,11 +160,14 @@ class ScopeDetector(nn.Module):
             losses["loss_quality"] = self.loss_weights["quality"] * self._quality_loss(logits, borders, gt) / divisor
         return losses
 
-    def _classification_loss(self, logits, assigned, gt_classes):
+    def _classification_loss(self, logits, assigned, gt_classes, ignored):
         wanted = torch.zeros_like(logits)
         image, place = (assigned >= 0).nonzero(as_tuple=True)
         wanted[image, place, gt_classes[assigned[image, place]]] = 1
-        loss = sigmoid_focal_loss(logits, wanted, self.focal_alpha, self.focal_gamma).sum()
+        loss = sigmoid_focal_loss(logits, wanted, self.focal_alpha, self.focal_gamma)
+        if ignored is not None:
+            loss = loss.masked_fill((ignored & (assigned < 0))[..., None], 0)
+        loss = loss.sum()
         return loss / positives_per_process(len(place), loss.device)
 
     def _gt_distances(self, pyramid, locations, boxes):

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...ops import location_targets
 from ..pyramid import Pyramid
+from ..sampling import IGNORED
+from ..targets import Targets
 
 # Shapes: N images, P locations of an image, G boxes of the batch, K candidates of a box on a level.
 
@@ -69,6 +72,20 @@ class ScopeTargets:
         order = torch.cat([order, order.new_full((1,), -1)])
         shape = (pyramid.images, pyramid.locations)
         return LocationBoxes(*(order[winner].view(shape) for winner in best))
+
+    @torch.no_grad()
+    def ignored(self, pyramid: Pyramid, targets: Targets) -> Tensor | None:
+        """(N, P) bool: the locations inside ignore regions, which are no negatives; None where there are no regions."""
+        if targets.ignore is None:
+            return None
+        labels = location_targets(
+            [boxes[:0] for boxes in targets.boxes],
+            pyramid.sizes,
+            pyramid.strides,
+            cell_offset=pyramid.cell_offset,
+            ignore_boxes=targets.ignore,
+        )
+        return labels.view(pyramid.images, pyramid.locations) == IGNORED
 
     def _candidates(self, boxes, stride, cell_offset):
         """The cells of a level that may be near each box's centre.
