@@ -77,16 +77,21 @@ def image_size(pixels):
     }
 
 
-def overrides(shapes, output, **more):
-    """Command-line overrides for a short training of a configuration of configs/shapes on the tiny dataset."""
-    entries = [
+def entries(shapes):
+    """DATASETS.REGISTER of the tiny dataset."""
+    return [
         [f"{split}_{shapes.parent.name}", str(shapes / "annotations" / f"instances_{split}.json"), str(shapes / split)]
         for split in ("train", "val")
     ]
+
+
+def overrides(shapes, output, **more):
+    """Command-line overrides for a short training of a configuration of configs/shapes on the tiny dataset."""
+    train, val = (entry[0] for entry in entries(shapes))
     settings = {
-        "DATASETS.REGISTER": entries,
-        "DATASETS.TRAIN": (entries[0][0],),
-        "DATASETS.TEST": (entries[1][0],),
+        "DATASETS.REGISTER": entries(shapes),
+        "DATASETS.TRAIN": (train,),
+        "DATASETS.TEST": (val,),
         "DATALOADER.NUM_WORKERS": 0,
         **image_size(64),
         "MODEL.DEVICE": "cpu",
@@ -166,14 +171,18 @@ def randomise(model, seed=0):
     return model
 
 
-def random_weights(name, opts, folder, seed=0, change=None):
-    """The options with MODEL.WEIGHTS: random ones everywhere, which ``change(model)`` may change further."""
+def random_weights(name, opts, folder, seed=0, change=None, classes=None):
+    """The options with MODEL.WEIGHTS: random ones everywhere, which ``change(model)`` may change further.
+
+    ``classes`` are the names that travel with them.
+    """
     engine = get_engine("torchvision")
     cfg = engine.setup(config(name), opts)
     model = randomise(engine.build(cfg), seed)
     if change is not None:
         change(model)
-    return [*opts, "MODEL.WEIGHTS", str(Checkpointer(cfg, model, engine.named_state, folder).save("random"))]
+    checkpointer = Checkpointer(cfg, model, engine.named_state, folder, classes)
+    return [*opts, "MODEL.WEIGHTS", str(checkpointer.save("random"))]
 
 
 def photos(shapes):

@@ -68,7 +68,11 @@ def find_dataset(name: str, registered, extras: bool) -> Dataset:
         try:
             records = DatasetCatalog.get(name)
         except Exception as error:  # whatever the function of a user, or of a dataset that is not here, raises
-            raise DatasetError(f"DATASETS: {name}: its function failed: {type(error).__name__}: {error}") from error
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DatasetError(f"{name}: its function failed: {what}") from error
+        if not isinstance(records, (list, tuple)) or not all(isinstance(record, dict) for record in records):
+            got = {type(r).__name__ for r in records} if isinstance(records, (list, tuple)) else type(records).__name__
+            raise DatasetError(f"{name}: expected a list of dicts from its function, got {got}")
         records = [_with_sides(f"{name}: image {i}", record) for i, record in enumerate(records)]
         classes = MetadataCatalog.get(name).get("thing_classes")
         _from_functions[name] = dataset_of_records(name, records, classes, extras=True)

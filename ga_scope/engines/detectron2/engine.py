@@ -1,5 +1,6 @@
 """detectron2, the engine of record."""
 
+import logging
 import os
 from types import SimpleNamespace
 
@@ -112,6 +113,10 @@ class Detectron2Engine(Engine):
     def begin(self, cfg, config_file, eval_only):
         output_folder(cfg)
         default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=eval_only))
+        # What this project has to say goes where detectron2's does: to the console and to log.txt.
+        logger = logging.getLogger("ga_scope")
+        logger.handlers = list(logging.getLogger("detectron2").handlers)
+        logger.setLevel(logging.INFO)
 
     def launch(self, function, args):
         if args.num_gpus * args.num_machines == 1:
