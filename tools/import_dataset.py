@@ -40,8 +40,8 @@ def main():
     parser.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="voc, coco: the classes and their "
                         "order, others are dropped; yolo: names by index, equal names are one class")  # fmt: skip
     parser.add_argument("--split", type=pair, action="append", default=[], metavar="NAME=PATH", help="a split, instead "
-                        "of the source's own: folder of labels (voc), of images (yolo), or annotation file (coco), from "
-                        "the source; '.' is all of it; may be repeated")  # fmt: skip
+                        "of the source's own: folder of labels (voc), of images (yolo), or annotation file (coco), "
+                        "from the source; '.' is all of it; may be repeated")  # fmt: skip
     parser.add_argument("--hold-out", type=fraction, metavar="NAME=FRACTION", help="of a source of one split: a second "
                         "one of that fraction of its images")  # fmt: skip
     parser.add_argument("--images", action="append", default=[], metavar="FOLDER", help="a folder with images beside "
@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--difficult", choices=("keep", "ignore", "drop"), default="keep", help="voc: what becomes of "
                         "boxes with that mark (default: %(default)s)")  # fmt: skip
     parser.add_argument("--pixels", choices=("auto", "one-based", "edges"), default="auto", help="voc: pixels that "
-                        "count from 1, inclusive, or edges as written; auto: one-based in PASCAL's own files")  # fmt: skip
+                        "count from 1, inclusive, or edges as written; auto: one-based in PASCAL's own")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
     args = parser.parse_args()
     try:

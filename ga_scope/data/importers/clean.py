@@ -47,7 +47,7 @@ def _frame_to_upright(image, picture, report):
     if image.frame is None or not image.boxes:
         return None
     width, height = image.frame
-    if image.frame == (1.0, 1.0):
+    if image.frame == (1.0, 1.0):  # fractions
         return lambda x, y: (x * picture.size[0], y * picture.size[1])
     if (width, height) == picture.size:
         return None

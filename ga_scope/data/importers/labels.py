@@ -93,42 +93,54 @@ class Tree:
         root: the source.
         exclude: a folder that is not part of it (the output may lie inside).
         more: further folders that hold images.
+
+    Raises:
+        DatasetError: a folder is not there.
     """
 
     def __init__(self, root: Path, exclude: Path, more=()):
         self.root = root
         self.files: list[Path] = []
-        self._seen, self._exclude = set(), exclude.resolve()
+        self._seen = {exclude.resolve()}
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
         for folder in (root, *more):
-            if not folder.is_dir():
-                raise DatasetError(f"{folder}: no such folder")
-            self._walk(folder)
-        self._by_name, self._by_stem = {}, {}
-        for path in self.images():
-            self._by_name.setdefault(path.name, []).append(path)
-            self._by_stem.setdefault(path.stem, []).append(path)
+            self.include(folder)
 
-    def _walk(self, folder):
+    def include(self, folder: Path):
+        """Lists a folder, unless it is listed already."""
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder")
         real = folder.resolve()
-        if real in self._seen or real == self._exclude:
+        if real in self._seen:  # links may lead in circles
             return
         self._seen.add(real)
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            path = folder / entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if entry.is_dir():
-                self._walk(folder / entry.name)
-            else:
-                self.files.append(folder / entry.name)
+                self.include(path)
+                continue
+            self.files.append(path)
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                self._by_name.setdefault(path.name, []).append(path)
+                self._by_stem.setdefault(path.stem, []).append(path)
+
+    def folder(self, name: str) -> Path:
+        """A folder of the source by its path from the root; "." is the root."""
+        path = self.root / name if Path(name) != Path(".") else self.root
+        if not path.is_dir():
+            raise DatasetError(f"{path}: no such folder")
+        return path
+
+    def within(self, folder: Path | None, suffixes: set[str]) -> list[Path]:
+        """The files of some kinds below a folder (None: all that are listed)."""
+        files = (path for path in self.files if path.suffix.lower() in suffixes)
+        return [path for path in files if folder is None or folder in path.parents]
 
     def images(self, folder: Path | None = None) -> list[Path]:
-        return [path for path in self.within(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
-
-    def labels(self, suffix: str, folder: Path | None = None) -> list[Path]:
-        return [path for path in self.within(folder) if path.suffix.lower() == suffix]
-
-    def within(self, folder: Path | None) -> list[Path]:
-        return self.files if folder is None else [path for path in self.files if folder in path.parents]
+        return self.within(folder, IMAGE_SUFFIXES)
 
     def image_named(self, name: str) -> list[Path]:
         return self._by_name.get(name, [])
@@ -136,17 +148,20 @@ class Tree:
     def image_of_stem(self, stem: str) -> list[Path]:
         return self._by_stem.get(stem, [])
 
-    def name(self, path) -> str:
-        """A path as messages have it: from the source's root where it lies inside."""
-        path = Path(path)
+    def name(self, path: Path) -> str:
+        """A path as messages have it: from the root where it lies inside."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def split(self, path: Path) -> str | None:
+        """The split that the folders of a path speak of (:func:`split_of`)."""
+        return split_of(path.relative_to(self.root).parent.parts if path.is_relative_to(self.root) else ())
 
 
 def nearest(candidates: list[Path], to: Path) -> list[Path]:
     """Of some paths those that share the most folders with another."""
 
     def shared(path):
-        return len(os.path.commonpath([path.parent, to.parent]))
+        return len(Path(os.path.commonpath([path.parent, to.parent])).parts)
 
     most = max(map(shared, candidates), default=0)
     return [path for path in candidates if shared(path) == most]

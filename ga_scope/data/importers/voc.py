@@ -2,10 +2,11 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
-from .labels import Box, Category, DatasetError, Labelled, Source, nearest, split_of
+from .labels import Box, Category, DatasetError, Labelled, Source, nearest
 
-# In PASCAL's own files pixels count from 1 and the last one is part of the box; other tools' have edges.
+# In PASCAL's own files pixels count from 1 and the last one is part of the box; other tools write edges.
 DEVKIT = re.compile(r"The VOC\d{4} Database")
 
 
@@ -15,208 +16,220 @@ def read_voc(tree, report, options) -> Source:
     Splits are the lists of ``ImageSets/Main``; without them the folders whose names speak of a split (one of another
     name is ``train``), or those that ``options.splits`` gives.
     """
-    labels = tree.labels(".xml")
-    if not labels:
+    reader = _Reader(tree, report, options)
+    folders = {
+        path.parent for path in tree.files if path.suffix == ".txt" and path.parts[-3:-1] == ("ImageSets", "Main")
+    }
+    if not reader.labels:
         raise DatasetError(f"{tree.root}: expected Pascal VOC's xml files, found none")
-    lists = sorted({path.parent for path in tree.labels(".txt") if path.parent.parts[-2:] == ("ImageSets", "Main")})
     if options.splits:
-        members = {split: _of_folder(tree, folder) for split, folder in options.splits.items()}
-    elif len(lists) > 1:
+        splits = {split: _in_folder(tree, folder) for split, folder in options.splits.items()}
+        splits = {split: reader.images(paths) for split, paths in splits.items()}
+        reader.look_for_unlabelled(splits)
+    elif len(folders) > 1:
         raise DatasetError(
-            f"{tree.root}: expected one data set, found {len(lists)}: "
-            f"{', '.join(tree.name(folder.parent.parent) for folder in lists)}; import each by itself"
+            f"{tree.root}: expected one data set, found {len(folders)}: "
+            f"{', '.join(sorted(tree.name(folder.parent.parent) for folder in folders))}; import each by itself"
         )
-    elif lists:
-        labels = _beside(lists[0].parent.parent, labels)
-        return _finish(tree, report, options, *_from_lists(tree, report, options, lists[0], labels))
+    elif folders:
+        splits = _of_lists(tree, report, reader, *folders)
     else:
-        members = {}
-        for path in labels:
-            split = split_of(path.relative_to(tree.root).parent.parts if path.is_relative_to(tree.root) else ())
-            members.setdefault(split or "train", []).append(path)
-    read = {path: _read(tree, report, options, path) for paths in members.values() for path in paths}
-    splits = {split: [read[path] for path in paths if read[path]] for split, paths in members.items()}
-    _unlabelled(tree, report, options, splits, {path.parent for path in read})
-    return _finish(tree, report, options, splits, read)
+        paths = {}
+        for path in reader.labels:
+            paths.setdefault(tree.split(path) or "train", []).append(path)
+        splits = {split: reader.images(of_split) for split, of_split in paths.items()}
+        reader.look_for_unlabelled(splits)
+    if not any(splits.values()):
+        kinds = ("unreadable_label", "label_without_image", "unlabelled_image")
+        example = next((report.found[kind][0] for kind in kinds if kind in report.found), "empty lists")
+        raise DatasetError(f"{tree.root}: no xml file could be read together with its image, for example {example}")
+    names = options.classes or sorted(
+        {box.label for images in splits.values() for image in images for box in image.boxes}
+    )
+    return Source([Category(i, name) for i, name in enumerate(dict.fromkeys(names), 1)], splits)
 
 
-def _of_folder(tree, folder):
-    path = tree.root / folder
-    if not path.is_dir():
-        raise DatasetError(f"{path}: no such folder")
-    labels = tree.labels(".xml", path) if path != tree.root else tree.labels(".xml")
+def _in_folder(tree, folder):
+    path = tree.folder(folder)
+    labels = tree.within(path, {".xml"})
     if not labels:
         raise DatasetError(f"{path}: expected Pascal VOC's xml files, found none")
     return labels
 
 
-def _beside(root, labels):
-    """The labels of the data set whose lists are under ``root``."""
-    return [path for path in labels if root in path.parents]
-
-
-def _from_lists(tree, report, options, folder, labels):
-    by_stem = {path.stem: path for path in labels}
-    read, splits, absent = {}, {}, set()
-    for path in sorted(tree.labels(".txt", folder)):
+def _of_lists(tree, report, reader, folder):
+    root = folder.parent.parent
+    by_stem = {path.stem: path for path in reader.labels if root in path.parents}
+    splits, absent = {}, {}
+    for path in sorted(folder.glob("*.txt")):
         names = _names(path, by_stem)
         if names is None:
-            continue  # a class's list (aeroplane_train.txt)
+            continue
         images = []
         for name in dict.fromkeys(names):
-            label = by_stem.get(name)
-            if label is None:
-                if name not in absent:
-                    absent.add(name)
-                    _without_label(tree, report, options, name, f"{tree.name(path)}: {name}", read)
-                image = read.get(name)
+            if name in by_stem:
+                images.append(reader.image(by_stem[name]))
             else:
-                if label not in read:
-                    read[label] = _read(tree, report, options, label)
-                image = read[label]
-            if image is not None:
-                images.append(image)
-        splits[path.stem] = images
+                if name not in absent:
+                    absent[name] = reader.without_label(name, root, f"{tree.name(path)}: {name}")
+                images.append(absent[name])
+        splits[path.stem] = [image for image in images if image]
     if not splits:
         raise DatasetError(f"{folder}: expected lists of image names (train.txt, ...), found none")
-    for label in labels:
-        if label not in read:
-            report.add("image_in_no_split", tree.name(label))
-    return splits, read
+    for path in by_stem.values():
+        if path not in reader.read:
+            report.add("image_in_no_split", tree.name(path))
+    return splits
 
 
 def _names(path, known):
-    """The names that a list holds; None for a list that says 1 or -1 after each: of one class."""
+    """The names that a list holds; None for a list of one class (aeroplane_train.txt: 1 or -1 after each name)."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not a list of image names: {error}") from None
     lines = [line for line in lines if line]
-    if lines and all(re.fullmatch(r"\S+\s+(-1|0|1)", line) for line in lines) and not any(x in known for x in lines):
+    if lines and all(re.fullmatch(r"\S+\s+(-1|0|1)", line) for line in lines) and known.keys().isdisjoint(lines):
         return None
-    # A name may hold blanks, and a list may say more than names.
-    return [line if line in known else line.split()[0] for line in lines]
+    return [line if line in known else line.split()[0] for line in lines]  # a name may hold blanks
 
 
-def _without_label(tree, report, options, name, where, read):
-    found = tree.image_of_stem(name)
-    if not found:
-        report.add("label_without_image", f"{where}: neither image nor xml")
-    elif options.unlabelled == "background":
-        report.add("background_image", tree.name(found[0]))
-        read[name] = Labelled(found[0], [], where)
-    else:
-        report.add("unlabelled_image", tree.name(found[0]))
+class _Reader:
+    """Reads xml files, each once, and finds their images."""
 
+    def __init__(self, tree, report, options):
+        self.tree, self.report, self.options = tree, report, options
+        self.labels = tree.within(None, {".xml"})
+        self.read: dict[Path, Labelled | None] = {}
+        self.used: set[Path] = set()  # images that a label belongs to, usable or not
+        self._labels_of_stem = {}
+        for path in self.labels:
+            self._labels_of_stem.setdefault(path.stem, []).append(path)
 
-def _unlabelled(tree, report, options, splits, folders):
-    """Images without an xml, in the folders that hold labelled images or xml files."""
-    used = {image.file for images in splits.values() for image in images}
-    homes = {}
-    for split, images in splits.items():
-        for image in images:
-            homes.setdefault(image.file.parent, split)
-    stems = {path.stem for path in tree.labels(".xml")}
-    for path in tree.images():
-        if path in used or path.stem in stems or not (path.parent in homes or path.parent in folders):
-            continue
-        if options.unlabelled == "background" and path.parent in homes:
-            report.add("background_image", tree.name(path))
-            splits[homes[path.parent]].append(Labelled(path, [], tree.name(path)))
-        else:
-            report.add("unlabelled_image", tree.name(path))
+    def images(self, paths) -> list[Labelled]:
+        return [image for path in paths if (image := self.image(path))]
 
+    def image(self, path) -> Labelled | None:
+        """An xml file and its image; None if either cannot be used."""
+        if path not in self.read:
+            self.read[path] = self._read(path)
+        return self.read[path]
 
-def _read(tree, report, options, path) -> Labelled | None:
-    """An xml file and its image; None if either cannot be used."""
-    where = tree.name(path)
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        report.add("unreadable_label", f"{where}: {error}")
+    def without_label(self, name, root, where) -> Labelled | None:
+        """An image that a list names and that has no xml."""
+        image = self._file(root / "Annotations" / f"{name}.xml", "")
+        if image is None:
+            self.report.add("label_without_image", f"{where}: neither image nor xml")
+            return None
+        return self._unlabelled(image, where)
+
+    def _unlabelled(self, image, where):
+        if self.options.unlabelled == "background":
+            self.report.add("background_image", self.tree.name(image))
+            return Labelled(image, [], where)
+        self.report.add("unlabelled_image", self.tree.name(image))
         return None
-    if root.tag != "annotation":
-        report.add("unreadable_label", f"{where}: expected <annotation>, got <{root.tag}>")
-        return None
-    image = _image(tree, report, root, path, where)
-    if image is None:
-        report.add("label_without_image", where)
-        return None
-    one_based = options.pixels == "one-based" or (
-        options.pixels == "auto" and DEVKIT.fullmatch((root.findtext("source/database") or "").strip()) is not None
-    )
-    boxes, fractional = [], False
-    for i, item in enumerate(root.findall("object"), 1):
-        at = f"{where}: object {i}"
-        report.read["boxes"] += 1
-        box = _box(item, at)
-        if isinstance(box, str):
-            report.add("malformed_entry", f"{at}: {box}")
-            continue
-        fractional |= any(v != int(v) for v in box.corners if abs(v) < 1e9)
-        if one_based:
-            x1, y1, x2, y2 = box.corners
-            box.corners = (x1 - 1, y1 - 1, x2, y2)
-        boxes.append(box)
-    if one_based and boxes:
-        report.add("one_based", where)
-    if fractional:
-        report.add("fractional_coordinates", where)
-    return Labelled(image, boxes, where, _frame(root))
+
+    def look_for_unlabelled(self, splits):
+        """Images that no xml belongs to, in the folders of the others and of the xml files."""
+        homes = {path.parent for path in self.read}
+        split_of_folder = {}
+        for split, images in splits.items():
+            for image in images:
+                split_of_folder.setdefault(image.file.parent, split)
+        for path in self.tree.images():
+            if path in self.used or path.parent not in homes | split_of_folder.keys():
+                continue
+            image = self._unlabelled(path, self.tree.name(path))
+            if image:
+                splits[split_of_folder.get(path.parent, next(iter(splits)))].append(image)
+
+    def _read(self, path):
+        where = self.tree.name(path)
+        try:
+            root = ElementTree.parse(path).getroot()
+            if root.tag != "annotation":
+                raise ValueError(f"expected <annotation>, got <{root.tag}>")
+        except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
+            self.report.add("unreadable_label", f"{where}: {error}")
+            self._file(path, "")
+            return None
+        named = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+        image = self._file(path, named)
+        if image is None:
+            self.report.add("label_without_image", where)
+            return None
+        if named and named != image.name:
+            self.report.add("other_file_name", f"{where}: {named}")
+        return Labelled(image, self._boxes(root, where), where, _frame(root))
+
+    def _file(self, path, named) -> Path | None:
+        """The image of an xml file: of its stem, or of the name that it holds. No image of another split or label."""
+        beside = path.parent.parent / "JPEGImages"  # in a devkit, not its masks
+        candidates = self.tree.image_of_stem(path.stem) or self.tree.image_named(named)
+        candidates = [file for file in candidates if file.parent == beside] or candidates
+        split = self.tree.split(path)
+        candidates = nearest([file for file in candidates if self.tree.split(file) in (split, None) or not split], path)
+        if path.stem in self._labels_of_stem:  # an image whose label lies nearer is not this one's
+            of_stem = self._labels_of_stem[path.stem]
+            candidates = [file for file in candidates if file.stem != path.stem or path in nearest(of_stem, file)]
+        if len(candidates) > 1:
+            exact = [file for file in candidates if file.name == named]
+            if not exact:
+                self.report.add(
+                    "several_images", f"{self.tree.name(path)}: {', '.join(map(self.tree.name, candidates))}"
+                )
+            candidates = exact or candidates
+        self.used.update(candidates[:1])
+        return candidates[0] if candidates else None
+
+    def _boxes(self, root, where) -> list[Box]:
+        database = (root.findtext("source/database") or "").strip()
+        pixels = self.options.pixels
+        one_based = pixels == "one-based" or (pixels == "auto" and DEVKIT.fullmatch(database) is not None)
+        boxes = []
+        for number, item in enumerate(root.findall("object"), 1):
+            self.report.read["boxes"] += 1
+            at = f"{where}: object {number}"
+            try:
+                label, corners = _object(item)
+            except ValueError as error:
+                self.report.add("malformed_entry", f"{at}: {error}")
+                continue
+            keys = {"difficult": 1} if (item.findtext("difficult") or "0").strip() not in ("0", "") else {}
+            boxes.append(Box(label, corners, at, keys))
+        if any(value % 1 > 0 for box in boxes for value in box.corners):
+            self.report.add("fractional_coordinates", where)
+        if boxes and one_based:
+            self.report.add("one_based", where)
+            for box in boxes:
+                x1, y1, x2, y2 = box.corners
+                box.corners = (x1 - 1, y1 - 1, x2, y2)
+        return boxes
 
 
-def _image(tree, report, root, path, where):
-    named = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    candidates = tree.image_of_stem(path.stem)
-    folder = path.parent.parent / "JPEGImages"
-    if any(candidate.parent == folder for candidate in candidates):
-        candidates = [candidate for candidate in candidates if candidate.parent == folder]  # not its masks
-    elif not candidates:
-        candidates = tree.image_named(named)
-    candidates = nearest(candidates, path)
-    if len(candidates) > 1:
-        exact = [candidate for candidate in candidates if candidate.name == named]
-        if len(exact) != 1:
-            report.add("several_images", f"{where}: {', '.join(map(tree.name, candidates))}")
-        candidates = exact or candidates
-    if candidates and named and candidates[0].name != named:
-        report.add("other_file_name", f"{where}: {named}")
-    return candidates[0] if candidates else None
-
-
-def _box(item, where) -> Box | str:
-    """An <object>, or what is wrong with it."""
+def _object(item):
+    """Class and corners of an <object>; ValueError says what is wrong with it."""
     label = " ".join((item.findtext("name") or "").split())
     if not label:
-        return "no <name>"
-    corners = item.find("bndbox")
-    if corners is None:
-        return "no <bndbox>"
+        raise ValueError("no <name>")
+    box = item.find("bndbox")
+    if box is None:
+        raise ValueError("no <bndbox>")
     values = []
     for name in ("xmin", "ymin", "xmax", "ymax"):
-        text = corners.findtext(name)
+        text = box.findtext(name)
         try:
             values.append(float(text))
         except (TypeError, ValueError):
-            return f"expected a number as <{name}>, got {text!r}"
-    keys = {"difficult": 1} if (item.findtext("difficult") or "0").strip() not in ("0", "") else {}
-    return Box(label, tuple(values), where, keys)
+            raise ValueError(f"expected a number as <{name}>, got {text!r}") from None
+    return label, tuple(values)
 
 
 def _frame(root):
+    """Width and height that the file gives, None for none: many tools write 0."""
     try:
         size = (float(root.findtext("size/width")), float(root.findtext("size/height")))
     except (TypeError, ValueError):
         return None
-    return size if all(0 < side < float("inf") for side in size) else None
-
-
-def _finish(tree, report, options, splits, read):
-    images = [image for image in read.values() if image is not None]
-    if not images:
-        first = next((found for name in ("unreadable_label", "label_without_image", "unlabelled_image")
-                      for found in report.found.get(name, ())), "no image")  # fmt: skip
-        raise DatasetError(f"{tree.root}: no xml file could be read together with its image, for example {first}")
-    names = options.classes or sorted({box.label for image in images for box in image.boxes})
-    categories = [Category(i, name) for i, name in enumerate(dict.fromkeys(names), 1)]
-    return Source(categories, splits)
+    return size if all(0 < side < 1e6 for side in size) else None

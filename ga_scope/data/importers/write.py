@@ -57,9 +57,7 @@ def write_dataset(output, report, content, splits, pictures, annotations, copy):
         _place(path, output / "images" / path.relative_to(root), copy)
     number = {path: i for i, path in enumerate(files, 1)}
     ids = {category.name: category.id for category in content.categories}
-    counts = Counter()
-    for image, entries in annotations.items():
-        counts.update(entry["label"] for entry in entries)
+    counts = Counter(entry["label"] for entries in annotations.values() for entry in entries)
     for split, images in splits.items():
         image_entries, annotation_entries = [], []
         for image in images:
@@ -70,7 +68,11 @@ def write_dataset(output, report, content, splits, pictures, annotations, copy):
                 {"id": identity, "file_name": file_name, "width": width, "height": height} | image.keys
             )
             for entry in annotations[image]:
-                entry = {"id": len(annotation_entries) + 1, "image_id": identity, "category_id": ids[entry["label"]]} | entry
+                entry = {
+                    "id": len(annotation_entries) + 1,
+                    "image_id": identity,
+                    "category_id": ids[entry["label"]],
+                } | entry
                 del entry["label"]
                 annotation_entries.append(entry)
         data = {
