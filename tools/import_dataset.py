@@ -32,7 +32,7 @@ def fraction(text):
         raise argparse.ArgumentTypeError(f"expected NAME=FRACTION, got {text!r}") from None
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", help="folder; or the yaml file (yolo), or one annotation file (coco)")
@@ -53,23 +53,22 @@ def main():
     parser.add_argument("--pixels", choices=("auto", "one-based", "edges"), default="auto", help="voc: pixels that "
                         "count from 1, inclusive, or edges as written; auto: one-based in PASCAL's own")  # fmt: skip
     parser.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
-    args = parser.parse_args()
-    try:
-        options = ImportOptions(
-            classes=tuple(args.classes),
-            splits=dict(args.split),
-            hold_out=args.hold_out,
-            images=tuple(args.images),
-            unlabelled=args.unlabelled,
-            difficult=args.difficult,
-            pixels=args.pixels,
-            copy=args.copy,
-        )
-        report = import_dataset(args.format, args.source, args.output, options)
-    except (DatasetError, OSError) as error:
-        sys.exit(f"tools/import_dataset.py: {error}")
-    print(report.as_text(most=3))
+    args = parser.parse_args(argv)
+    options = ImportOptions(
+        classes=tuple(args.classes),
+        splits=dict(args.split),
+        hold_out=args.hold_out,
+        images=tuple(args.images),
+        unlabelled=args.unlabelled,
+        difficult=args.difficult,
+        pixels=args.pixels,
+        copy=args.copy,
+    )
+    print(import_dataset(args.format, args.source, args.output, options).as_text(most=3))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DatasetError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

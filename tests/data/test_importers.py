@@ -863,7 +863,7 @@ def test_the_command(small, tmp_path):
     assert "all: 1 images, 1 boxes\nval: 1 images, 1 boxes\nin all: 2 of 2 images, 2 of 2 boxes" in done.stdout
     assert (tmp_path / "output" / "import_report.txt").read_text() == done.stdout
     wrong = command("yolo", tmp_path / "gone", tmp_path / "other")
-    assert wrong.returncode == 1 and wrong.stderr == f"tools/import_dataset.py: {tmp_path / 'gone'}: no such folder\n"
+    assert wrong.returncode == 1 and wrong.stderr == f"DatasetError: {tmp_path / 'gone'}: no such folder\n"
     assert command("voc", small, tmp_path / "output", "--hold-out", "val").returncode == 2
 
 
