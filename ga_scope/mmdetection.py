@@ -6,6 +6,7 @@ either engine loads.
 """
 
 import ast
+import os
 import pickle
 import re
 import tarfile
@@ -13,6 +14,7 @@ import types
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -174,6 +176,20 @@ class Converted:
         if self.unknown:
             more = f" and {len(self.unknown) - 1} more" if len(self.unknown) > 1 else ""
             raise ConversionError(f"{self.unknown[0]}{more}: no parameter of a {self.family}")
+
+    def save(self, path):
+        """Writes a checkpoint for either engine, in one step.
+
+        Raises:
+            ConversionError: for unknown parameters, or a folder that is not there.
+        """
+        self.require_known()
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise ConversionError(f"{path.parent}: no such folder")
+        partial = path.with_name(path.name + ".partial")
+        torch.save({"model": self.state}, partial)
+        os.replace(partial, path)
 
 
 def convert_checkpoint(path, complement: bool = False) -> Converted:

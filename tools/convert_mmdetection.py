@@ -15,8 +15,6 @@ without a target nothing is written. The exit code is 1 where they differ. Nothi
 import argparse
 import sys
 
-import torch
-
 from ga_scope.config import ConfigError
 from ga_scope.data.coco import DatasetError
 from ga_scope.mmdetection import ConversionError, compare, convert_checkpoint
@@ -56,8 +54,7 @@ def main(argv=None) -> int:
         print(comparison.as_text())
         fits = comparison.fits
     if args.target:
-        converted.require_known()
-        torch.save({"model": converted.state}, args.target)
+        converted.save(args.target)
         print(f"{len(converted.state)} parameters in {args.target}")
     return 0 if fits else 1
 
