@@ -287,7 +287,7 @@ def _take_notes(converted, state, content, background_first, complement):
         converted.notes.append(
             f"the location branch's bias is {bias.item():.2f}: "
             + (
-                "below 0 it was probably trained on centres as such, and --complement is wrong"
+                "below 0 it has probably learned the centres themselves; leave --complement out"
                 if complement
                 else "above 0 it has probably learned the complement of the centres; --complement negates it"
             )

@@ -195,7 +195,7 @@ def test_complement_negates_the_location_branch():
 
 @pytest.mark.parametrize("bias, complement, note", [
     (0.9, False, "--complement negates it"), (0.9, True, None), (-2.0, False, None),
-    (-2.0, True, "--complement is wrong"),
+    (-2.0, True, "leave --complement out"),
 ])  # fmt: skip
 def test_what_the_location_branch_probably_learned(bias, complement, note):
     state = mmdetection_state("GA-RPN") | {"rpn_head.conv_loc.bias": torch.tensor([bias])}

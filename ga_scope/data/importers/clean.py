@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from .pictures import Picture
 
 # Pixels by which a box may leave its image as rounding of its numbers; more is clipped with a count.
@@ -149,19 +151,17 @@ def _segmentation(value, move):
 
 def _near_duplicates(kept, report):
     """Pairs of boxes of one class that are almost the same: seldom two objects."""
-    for i, (a, first, box) in enumerate(kept):
-        for b, second, other in kept[i + 1 :]:
-            if first["label"] != second["label"] or first["iscrowd"] or second["iscrowd"]:
-                continue
-            iou = _iou(a, b)
-            if iou > NEAR_DUPLICATE:
-                report.add("near_duplicate_box", f"{box.where} and {other.where.rpartition(':')[2].strip()}: {iou:.2f}")
-
-
-def _iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    overlap = width * height
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
+    by_class = {}
+    for corners, annotation, box in kept:
+        if not annotation["iscrowd"]:
+            by_class.setdefault(annotation["label"], []).append((corners, box))
+    for boxes in by_class.values():
+        x1, y1, x2, y2 = np.array([corners for corners, _ in boxes]).T
+        width = np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1)
+        height = np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1)
+        overlap = width.clip(0) * height.clip(0)
+        area = (x2 - x1) * (y2 - y1)
+        iou = overlap / (np.add.outer(area, area) - overlap)
+        for i, j in zip(*np.triu(iou > NEAR_DUPLICATE, 1).nonzero()):
+            first, second = boxes[i][1].where, boxes[j][1].where.rpartition(":")[2].strip()
+            report.add("near_duplicate_box", f"{first} and {second}: {iou[i, j]:.2f}")
