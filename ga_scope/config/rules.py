@@ -7,7 +7,6 @@ from .keys import (
     FIXED_ANCHORS,
     GA_RPN,
     GUIDED,
-    LOADED_PROPOSALS,
     LOCATED,
     PRECOMPUTED,
     PROPOSING,
@@ -112,12 +111,6 @@ def proposals(cfg, builtin):
             _wrong("MODEL.LOAD_PROPOSALS", what, loaded, f" with {name}")
     elif cfg.MODEL.LOAD_PROPOSALS:
         _wrong("MODEL.LOAD_PROPOSALS", f"False with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}", True)
-    if LOADED_PROPOSALS.holds(cfg):
-        for split in ("TRAIN", "TEST"):
-            files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], cfg.DATASETS[split]
-            if len(files) != len(names):
-                expected = f"{len(names)} files, one for each of DATASETS.{split}"
-                _wrong(f"DATASETS.PROPOSAL_FILES_{split}", expected, len(files))
     if RCNN.holds(cfg) and "Cascade" not in cfg.MODEL.ROI_HEADS.NAME and len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1:
         _wrong("MODEL.ROI_HEADS.IOU_THRESHOLDS", "one threshold", list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS))
 
