@@ -72,11 +72,17 @@ def test_outputs_are_what_they_were(name, engine_name):
 
 
 def same(boxes, scores, classes, known, exact):
-    """As many, and the best of them in their order; in float32 the best few, of which scores are apart."""
-    assert len(boxes) == known["count"] if exact else abs(len(boxes) - known["count"]) <= 3
-    many = len(known["boxes"]) if exact else 3
-    kind = "logits" if classes is None else "scores"
-    near(boxes[:many], known["boxes"][:many], rtol=1e-5, atol=1e-3 if exact else 0.1)
-    near(scores[:many], known[kind][:many], rtol=1e-5 if exact else 1e-3, atol=1e-5 if exact else 1e-3)
+    """As many, and the best of them in their order; in float32, where scores that saturate tie, in any order."""
+    expected, kind = torch.tensor(known["boxes"]), "logits" if classes is None else "scores"
+    if exact:
+        assert len(boxes) == known["count"]
+        near(boxes[: len(expected)], expected, rtol=1e-5, atol=1e-3)
+        near(scores[: len(expected)], known[kind], rtol=1e-5, atol=1e-5)
+        assert classes is None or classes[: len(expected)].tolist() == known["classes"]
+        return
+    assert abs(len(boxes) - known["count"]) <= 3
+    there = ((boxes[:60, None] - expected).abs() <= 0.1).all(-1)
+    there &= (scores[:60, None] - torch.tensor(known[kind])).abs() <= 1e-3 * (1 + scores[:60, None].abs())
     if classes is not None:
-        assert classes[:many].tolist() == known["classes"][:many]
+        there &= classes[:60, None] == torch.tensor(known["classes"])
+    assert there.any(0).float().mean() >= 0.9
