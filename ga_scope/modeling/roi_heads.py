@@ -202,7 +202,7 @@ class FastRCNNHeads(nn.Module):
     def _label(self, proposals: Proposals, targets: Targets):
         """The proposals with the objects themselves among them, (N, K + G, 4); labels and matched boxes, (N, K + G)."""
         of_images = [torch.cat([boxes, gt]) for (boxes, _), gt in zip(proposals.unpad(), targets.boxes)]
-        match = iou_match(of_images, targets.boxes, ignore_boxes=targets.ignore)
+        match = iou_match(of_images, targets.boxes, low_quality_from=None, ignore_boxes=targets.ignore)
         label = torch.where(match.iou >= self.positive_from, POSITIVE, NEGATIVE)
         label = label.masked_fill((label == NEGATIVE) & match.ignored, IGNORED)
         counts, pad = [len(boxes) for boxes in of_images], torch.nn.utils.rnn.pad_sequence

@@ -55,7 +55,8 @@ class _HighQualityProposals:
     def _match(proposals, targets, matcher):
         """Per image: the box index of every proposal (0 where none overlaps) and the matcher's label."""
         boxes = [p.proposal_boxes.tensor for p in proposals]
-        match = iou_match(boxes, [t.gt_boxes.tensor for t in targets])
+        ignore = targets_of(targets).ignore
+        match = iou_match(boxes, [t.gt_boxes.tensor for t in targets], low_quality_from=None, ignore_boxes=ignore)
         # The matcher's thresholds are padded with infinities: between them lies one label each.
         thresholds = match.iou.new_tensor(matcher.thresholds[1:-1])
         labels = torch.tensor(matcher.labels, device=match.iou.device)[
