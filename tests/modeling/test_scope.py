@@ -264,15 +264,16 @@ def variant(name, **more):
     return make_detector(**options, **more)
 
 
-def oracle_losses(detector, predictions, pyramid, boxes, classes):
-    """Eq. 4 location by location."""
+def oracle_losses(detector, predictions, pyramid, boxes, classes, regions=([], [])):
+    """Eq. 4 location by location; in a region no location is a negative."""
     head, bins = detector.head, detector.head.bins
     found = {"loss_cls": 0.0, "loss_box": 0.0, "loss_bin": 0.0}
     positives = [0, 0]
     for image, (of_image, labels) in enumerate(zip(boxes, classes)):
         for_class, for_box = (oracle_targets(pyramid, of_image, r) for r in (1.5, 2.0))
         for place, (_, stride, x, y) in enumerate(locations(pyramid)):
-            for c, logit in enumerate(predictions.class_logits[image, place].tolist()):
+            ignored = any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in regions[image]) and for_class[place] < 0
+            for c, logit in enumerate([] if ignored else predictions.class_logits[image, place].tolist()):
                 target = for_class[place] >= 0 and int(labels[for_class[place]]) == c
                 p = 1 / (1 + math.exp(-logit))
                 found["loss_cls"] -= 0.25 * (1 - p) ** 2 * math.log(p) if target else 0.75 * p**2 * math.log(1 - p)
@@ -316,6 +317,22 @@ def test_losses_equal_the_oracle(name):
     expected = oracle_losses(detector, predictions, pyramid, gt.boxes, gt.classes)
     for key, value in losses.items():
         assert value.item() == pytest.approx(expected[key], rel=1e-6), key
+
+
+def test_no_negatives_in_ignore_regions():
+    """A location inside is none, unless it is an object's; other losses stay as they are."""
+    detector, features, gt = variant("paper").double(), maps(dtype=torch.float64), truth(torch.float64)
+    pyramid, regions = Pyramid.of(features, STRIDES), [[[0, 0, 47, 65], [70, 1, 97, 30]], [[9, 9, 50, 41]]]
+    with torch.no_grad():
+        predictions = detector.head(pyramid, features)
+        without = detector.losses(pyramid, predictions, gt)
+        ignore = [torch.tensor(of_image, dtype=torch.float64) for of_image in regions]
+        losses = detector.losses(pyramid, predictions, gt._replace(ignore=ignore))
+        nowhere = detector.losses(pyramid, predictions, gt._replace(ignore=[box[:0] for box in ignore]))
+    expected = oracle_losses(detector, predictions, pyramid, gt.boxes, gt.classes, regions)
+    for key, value in losses.items():
+        assert value.item() == pytest.approx(expected[key], rel=1e-6), key
+        assert (value == without[key]) == (key != "loss_cls") and nowhere[key] == without[key]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

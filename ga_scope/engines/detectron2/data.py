@@ -14,6 +14,7 @@ from ...data.catalog import COCO, register_datasets
 from ...data.coco import load_coco_json
 from ...data.dataset import dataset_of_records
 from ...errors import DatasetError
+from .results import InstancesWithRegions
 
 _from_functions: dict[str, Dataset] = {}
 
@@ -97,9 +98,9 @@ class TrainMapper(DatasetMapper):
         regions = transforms.apply_box(record.pop("ignore_boxes")).clip(min=0)
         self._transform_annotations(record, transforms, size)
         if self.ignore_regions:
-            # Beside the instances, of which there may be another number.
             regions = torch.as_tensor(np.minimum(regions, [size[1], size[0]] * 2), dtype=torch.float32)
-            record["instances"].__dict__["ignore_boxes"] = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
+            regions = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
+            record["instances"] = InstancesWithRegions(record["instances"], regions)
         return record
 
 

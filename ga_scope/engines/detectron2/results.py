@@ -11,15 +11,33 @@ from ...modeling.results import Detections, Proposals, Results
 from ...modeling.targets import Targets
 
 
+class InstancesWithRegions(Instances):
+    """The objects of an image, and beside them its ignore regions (B, 4), of which there may be another number.
+
+    detectron2's models move Instances to their device, and a plain attribute would stay behind.
+    """
+
+    def __init__(self, instances: Instances, ignore_boxes: Tensor):
+        super().__init__(instances.image_size, **instances.get_fields())
+        self._ignore_boxes = ignore_boxes
+
+    def to(self, *args, **kwargs) -> "InstancesWithRegions":
+        return InstancesWithRegions(super().to(*args, **kwargs), self._ignore_boxes.to(*args, **kwargs))
+
+
+def ignore_boxes_of(instances: list[Instances]) -> list[Tensor] | None:
+    """Where the data mapper gave some."""
+    if all(isinstance(x, InstancesWithRegions) for x in instances):
+        return [x._ignore_boxes for x in instances]
+    return None
+
+
 def targets_of(instances: list[Instances] | None) -> Targets | None:
-    """Objects, and the regions ``ignore_boxes`` where the data mapper gave some."""
+    """Objects and ignore regions."""
     if instances is None:
         return None
-    ignore = [getattr(x, "ignore_boxes", None) for x in instances]
     return Targets(
-        [x.gt_boxes.tensor for x in instances],
-        [x.gt_classes for x in instances],
-        None if any(boxes is None for boxes in ignore) else ignore,
+        [x.gt_boxes.tensor for x in instances], [x.gt_classes for x in instances], ignore_boxes_of(instances)
     )
 
 

@@ -9,7 +9,9 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Boxes
 from detectron2.utils.events import get_event_storage
 
+from ...modeling.sampling import IGNORED, NEGATIVE
 from ...ops import iou_match
+from .results import ignore_boxes_of
 
 
 class _HighQualityProposals:
@@ -53,15 +55,19 @@ class _HighQualityProposals:
 
     @staticmethod
     def _match(proposals, targets, matcher):
-        """Per image: the box index of every proposal (0 where none overlaps) and the matcher's label."""
+        """Per image: the box index of every proposal (0 where none overlaps) and the matcher's label.
+
+        What would be background is labelled -1, as what is neither, inside an ignore region.
+        """
         boxes = [p.proposal_boxes.tensor for p in proposals]
-        ignore = targets_of(targets).ignore
+        ignore = ignore_boxes_of(targets)
         match = iou_match(boxes, [t.gt_boxes.tensor for t in targets], low_quality_from=None, ignore_boxes=ignore)
         # The matcher's thresholds are padded with infinities: between them lies one label each.
         thresholds = match.iou.new_tensor(matcher.thresholds[1:-1])
         labels = torch.tensor(matcher.labels, device=match.iou.device)[
             torch.bucketize(match.iou, thresholds, right=True)
         ]
+        labels = labels.masked_fill((labels == NEGATIVE) & match.ignored, IGNORED)
         counts = [len(b) for b in boxes]
         starts = np.cumsum([0, *(len(t) for t in targets)])
         indices = [(i - int(s)).clamp(min=0) for i, s in zip(match.index.split(counts), starts)]
@@ -89,10 +95,12 @@ class GuidedAnchoringCascadeROIHeads(_HighQualityProposals, CascadeROIHeads):
 
     @torch.no_grad()
     def _match_and_label_boxes(self, proposals, stage, targets):
-        """As the parent's, for the later stages: every proposal is labelled, none sampled."""
+        """As the parent's, for the later stages: every proposal is labelled, none sampled. Ignored ones are dropped."""
         indices, labels = self._match(proposals, targets, self.proposal_matchers[stage])
-        foreground = []
+        foreground, labelled = [], []
         for item, target, index, label in zip(proposals, targets, indices, labels):
+            counted = label != IGNORED
+            item, index, label = item[counted], index[counted], label[counted]
             if len(target):
                 item.gt_classes = torch.where(label == 1, target.gt_classes[index], self.num_classes)
                 item.gt_boxes = target.gt_boxes[index]
@@ -100,9 +108,10 @@ class GuidedAnchoringCascadeROIHeads(_HighQualityProposals, CascadeROIHeads):
                 item.gt_classes = torch.full_like(index, self.num_classes)
                 item.gt_boxes = Boxes(item.proposal_boxes.tensor.new_zeros(len(item), 4))
             foreground.append(int((label == 1).sum()))
+            labelled.append(item)
         storage = get_event_storage()
         storage.put_scalar(f"stage{stage}/roi_head/num_fg_samples", np.mean(foreground))
         storage.put_scalar(
-            f"stage{stage}/roi_head/num_bg_samples", np.mean([len(p) - f for p, f in zip(proposals, foreground)])
+            f"stage{stage}/roi_head/num_bg_samples", np.mean([len(p) - f for p, f in zip(labelled, foreground)])
         )
-        return proposals
+        return labelled

@@ -140,7 +140,9 @@ class ScopeDetector(nn.Module):
         assigned = self.targets(pyramid, targets.boxes)
         losses = {
             "loss_cls": self.loss_weights["classification"]
-            * self._classification_loss(pyramid, predictions.class_logits, assigned.classification, classes, targets.ignore)
+            * self._classification_loss(
+                pyramid, predictions.class_logits, assigned.classification, classes, targets.ignore
+            )
         }
         positive = (assigned.localization.flatten() >= 0).nonzero()[:, 0]
         gt = self._gt_distances(pyramid, positive, boxes[assigned.localization.flatten()[positive]])
