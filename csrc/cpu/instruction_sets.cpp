@@ -83,6 +83,14 @@ template <>
 const MatchingKernels<double>& matching_kernels<double>() {
   return kernels().matching_double;
 }
+template <>
+const SuppressionKernels<float>& suppression_kernels<float>() {
+  return kernels().suppression_float;
+}
+template <>
+const SuppressionKernels<double>& suppression_kernels<double>() {
+  return kernels().suppression_double;
+}
 
 }  // namespace ga_scope::cpu
 

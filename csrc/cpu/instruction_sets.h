@@ -3,6 +3,7 @@
 
 #include "convolution_pass.h"
 #include "matching_rows.h"
+#include "nms_columns.h"
 
 namespace ga_scope::cpu {
 
@@ -20,6 +21,8 @@ struct KernelTable {
   ConvolutionKernels<Half> convolution_half;
   MatchingKernels<float> matching_float;
   MatchingKernels<double> matching_double;
+  SuppressionKernels<float> suppression_float;
+  SuppressionKernels<double> suppression_double;
 };
 
 const KernelTable& portable_kernels();

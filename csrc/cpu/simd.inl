@@ -29,6 +29,44 @@ GA_INLINE typename Vec<Real>::type broadcast(Real value) {
   return value - typename Vec<Real>::type{};
 }
 
+// As smaller and larger of overlap.h: the second where one is NaN.
+template <class Real>
+GA_INLINE typename Vec<Real>::type lower(typename Vec<Real>::type a, typename Vec<Real>::type b) {
+  return a < b ? a : b;
+}
+
+template <class Real>
+GA_INLINE typename Vec<Real>::type higher(typename Vec<Real>::type a, typename Vec<Real>::type b) {
+  return a > b ? a : b;
+}
+
+// The value as it is: the compiler may not fold what it comes from into a multiply-add.
+template <class Real>
+GA_INLINE typename Vec<Real>::type rounded(typename Vec<Real>::type value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
+#endif
+  return value;
+}
+
+// Whether a lane of a comparison's result is set.
+template <class Real, class Mask>
+GA_INLINE bool any(Mask mask) {
+#if GA_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif GA_VECTOR_BYTES == 32
+  return !_mm256_testz_si256(reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(mask));
+#else
+  typedef uint64_t Words __attribute__((vector_size(GA_VECTOR_BYTES)));
+  const Words words = reinterpret_cast<Words>(mask);
+  return (words[0] | words[1]) != 0;
+#endif
+}
+
 template <class Real>
 GA_INLINE Real sum(typename Vec<Real>::type value) {
   Real total = 0;

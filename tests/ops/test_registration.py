@@ -201,7 +201,8 @@ def test_every_instruction_set_gives_the_same_numbers(capability):
     here = Path(__file__).parent
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", here / "test_deform_conv.py",
-         here / "test_masked_conv.py", here / "test_matching.py", "-k", "not trial or trial0 or definition or matrix"],
+         here / "test_masked_conv.py", here / "test_matching.py", here / "test_nms.py",
+         "-k", "not trial or trial0 or definition or matrix"],
         capture_output=True, text=True, env={**os.environ, "GA_SCOPE_CPU_CAPABILITY": capability},
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
