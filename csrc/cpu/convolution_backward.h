@@ -59,7 +59,7 @@ class Backward {
     const int64_t begin = rows.begin(range), end = rows.end(range);
     const int64_t groups = pass.group_end - pass.group_begin, samples = groups * conv_.shape.taps();
     const int64_t all_taps = conv_.shape.offset_groups * conv_.shape.taps();
-    const int64_t room = super_tile_rows(pass);
+    const int64_t room = super_tile_rows(pass, end - begin);
     Scratch<std::byte> columns(room * pass.columns * layout.column_bytes);
     Scratch<std::byte> grad_output(layout.grad_output(room, conv_.shape));
     Scratch<Real> grad_columns(room * pass.columns);
@@ -99,21 +99,23 @@ class Backward {
     if (want_input_ && grad_scratch_) collect_input_gradient(pass, range);
   }
 
-  // As many as two threads' shared cache holds, for every two threads.
-  int64_t super_tile_rows(const Pass<T>& pass) const {
+  // At most as many as two threads' caches hold, for every two threads; all super-tiles of nearly the same size.
+  int64_t super_tile_rows(const Pass<T>& pass, int64_t count) const {
     const OperandLayout<T>& layout = kernels_.layout;
     const ConvolutionShape& shape = conv_.shape;
     const int64_t groups = pass.group_end - pass.group_begin, all_taps = shape.offset_groups * shape.taps();
     const int64_t bytes = pass.columns * (layout.column_bytes + sizeof(Real)) + layout.grad_output(1, shape) +
                           (3 * all_taps + pass.offset_inputs) * sizeof(Real) +
                           groups * (shape.taps() * sizeof(Sample<Real>) + sizeof(LineSpan));
-    const int64_t rows = std::min(layout.super_tile_rows, kSuperTileBytes / bytes);
     const int64_t pairs_of_threads = std::max<int64_t>(1, num_threads() / 2);
-    return std::max<int64_t>(1, rows * pairs_of_threads / layout.micro_rows) * layout.micro_rows;
+    const int64_t most =
+        std::max<int64_t>(1, std::min(layout.super_tile_rows, kSuperTileBytes / bytes)) * pairs_of_threads;
+    const int64_t tiles = std::max<int64_t>(1, ceil_div(count, most));
+    return std::max<int64_t>(1, ceil_div(ceil_div(count, tiles), layout.micro_rows)) * layout.micro_rows;
   }
 
   static void fill_zero(Real* numbers, int64_t count) {
-    parallel(count, 1 << 16, [&](int64_t b, int64_t e) { std::fill(numbers + b, numbers + e, Real(0)); });
+    parallel(count, 1 << 13, [&](int64_t b, int64_t e) { std::fill(numbers + b, numbers + e, Real(0)); });
   }
 
   void place_grad_maps(Pass<T>& pass, const PassRange& range, PassMemory<T>& memory) {

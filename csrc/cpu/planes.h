@@ -42,7 +42,7 @@ template <class T>
 void gather_channels(const Planes<T>& planes, int64_t pixels, T* to) {
   const auto transpose = convolution_kernels<T>().transpose;
   const int64_t channels = planes.channels;
-  parallel(pixels, 512, [&](int64_t begin, int64_t end) {
+  parallel(pixels, 128, [&](int64_t begin, int64_t end) {
     planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, const T* from) {
       T* at = to + first * channels;
       if (planes.stride_x == 1) {
@@ -62,7 +62,7 @@ template <class T>
 void scatter_channels(const ComputeType<T>* from, int64_t pixels, const Planes<T>& planes) {
   const auto transpose = convolution_kernels<T>().transpose_gradient;
   const int64_t channels = planes.channels;
-  parallel(pixels, 512, [&](int64_t begin, int64_t end) {
+  parallel(pixels, 128, [&](int64_t begin, int64_t end) {
     planes.for_each_piece(begin, end, [&](int64_t first, int64_t last, T* to) {
       const ComputeType<T>* at = from + first * channels;
       if (planes.stride_x == 1) {
