@@ -10,20 +10,19 @@ GA_INLINE void gather_and_correlate(const T* const from[4], const ComputeType<T>
   using Real = ComputeType<T>;
   using V = typename Vec<Real>::type;
   constexpr int kWidth = Vec<Real>::width;
-  V sums[4] = {};
+  // Named one by one: an array of sums is partly kept in memory.
+  const V w0 = broadcast(weight[0]), w1 = broadcast(weight[1]), w2 = broadcast(weight[2]), w3 = broadcast(weight[3]);
+  V sum0{}, sum1{}, sum2{}, sum3{};
   int64_t c = 0;
   for (; c + kWidth <= count; c += kWidth) {
     const V grad = load(grad_columns + c);
-    V value{};
-#pragma GCC unroll 4
-    for (int corner = 0; corner < 4; ++corner) {
-      const V pixel = load(from[corner] + c);
-      sums[corner] += grad * pixel;
-      value += broadcast(weight[corner]) * pixel;
-    }
-    store(columns + c, value);
+    const V pixel0 = load(from[0] + c), pixel1 = load(from[1] + c);
+    const V pixel2 = load(from[2] + c), pixel3 = load(from[3] + c);
+    sum0 += grad * pixel0, sum1 += grad * pixel1, sum2 += grad * pixel2, sum3 += grad * pixel3;
+    store(columns + c, w0 * pixel0 + w1 * pixel1 + w2 * pixel2 + w3 * pixel3);
   }
-  for (int corner = 0; corner < 4; ++corner) correlation[corner] += sum<Real>(sums[corner]);
+  correlation[0] += sum<Real>(sum0), correlation[1] += sum<Real>(sum1);
+  correlation[2] += sum<Real>(sum2), correlation[3] += sum<Real>(sum3);
   for (; c < count; ++c) {
     Real value = 0;
     for (int corner = 0; corner < 4; ++corner) {

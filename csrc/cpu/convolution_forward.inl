@@ -20,7 +20,7 @@ void forward_in_place(const Pass<T>& pass, const Row* rows, int64_t count, T* su
         const T* at = pixel[tap * count + r];
         listed[r] = at ? at + (block.begin - pass.channel_begin) : pass.zeros;
       }
-      multiply_packed(count, out, channels, ListedRows<T>{listed.get()}, static_cast<const T*>(block.packed),
+      multiply_packed(count, out, channels, ListedRows<T>{listed.get(), 0}, static_cast<const T*>(block.packed),
                       block.depth, tap * channels, sums + block.group * padded<T>(out), stride, true);
     }
   }

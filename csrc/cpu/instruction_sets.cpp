@@ -6,14 +6,50 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ga_scope::cpu {
 namespace {
+
+#if defined(__x86_64__)
+
+// Bits of CPUID leaf 7. Asked for by hand: older compilers' __builtin_cpu_supports has no name for them.
+bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+// Tiles have a large state: the system keeps it for the processes alone that ask for permission, once.
+bool has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool present = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return present && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+#endif
 
 InstructionSet best_of_processor() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
+#ifdef GA_HAS_AMX
+    if (has_avx512_bf16() && has_amx()) return InstructionSet::amx;
+#endif
+#ifdef GA_HAS_AVX512_BF16
+    if (has_avx512_bf16()) return InstructionSet::avx512_bf16;
+#endif
     return InstructionSet::avx512;
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
@@ -23,20 +59,28 @@ InstructionSet best_of_processor() {
   return InstructionSet::portable;
 }
 
+constexpr InstructionSet kSets[] = {
+    InstructionSet::bfloat16_reference, InstructionSet::portable, InstructionSet::avx2, InstructionSet::avx512,
+    InstructionSet::avx512_bf16,        InstructionSet::amx};
+
 InstructionSet choose() {
   const InstructionSet best = best_of_processor();
   const char* wanted = std::getenv("GA_SCOPE_CPU_CAPABILITY");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (InstructionSet set : {InstructionSet::portable, InstructionSet::avx2, InstructionSet::avx512}) {
-    if (std::string(wanted) == name(set) && set <= best) return set;
+  std::string names;
+  for (InstructionSet set : kSets) {
+    if (set > best) break;
+    if (std::string(wanted) == name(set)) return set;
+    names += std::string(names.empty() ? "" : ", ") + name(set);
   }
-  throw std::runtime_error(std::string("GA_SCOPE_CPU_CAPABILITY: expected portable, avx2 or avx512, at most ") +
-                           name(best) + " on this processor, got " + wanted);
+  throw std::runtime_error("GA_SCOPE_CPU_CAPABILITY: expected, on this processor, one of " + names + ", got " + wanted);
 }
 
 const KernelTable& kernels() {
   switch (instruction_set()) {
 #if defined(__x86_64__)
+    case InstructionSet::amx:
+    case InstructionSet::avx512_bf16:
     case InstructionSet::avx512: return avx512_kernels();
     case InstructionSet::avx2: return avx2_kernels();
 #endif
@@ -53,8 +97,11 @@ InstructionSet instruction_set() {
 
 const char* name(InstructionSet set) {
   switch (set) {
+    case InstructionSet::amx: return "amx";
+    case InstructionSet::avx512_bf16: return "avx512_bf16";
     case InstructionSet::avx512: return "avx512";
     case InstructionSet::avx2: return "avx2";
+    case InstructionSet::bfloat16_reference: return "bfloat16_reference";
     default: return "portable";
   }
 }
@@ -69,7 +116,16 @@ const ConvolutionKernels<double>& convolution_kernels<double>() {
 }
 template <>
 const ConvolutionKernels<BFloat16>& convolution_kernels<BFloat16>() {
-  return kernels().convolution_bfloat16;
+  switch (instruction_set()) {
+#ifdef GA_HAS_AMX
+    case InstructionSet::amx: return amx_kernels();
+#endif
+#ifdef GA_HAS_AVX512_BF16
+    case InstructionSet::avx512_bf16: return avx512_bf16_kernels();
+#endif
+    case InstructionSet::bfloat16_reference: return reference_bfloat16_kernels();
+    default: return kernels().convolution_bfloat16;
+  }
 }
 template <>
 const ConvolutionKernels<Half>& convolution_kernels<Half>() {

@@ -56,11 +56,3 @@ constexpr ConvolutionKernels<T> convolution_table() {
           .collect_weight = collect_weight_gradient<T>,
           .backward_input = convolution_backward_input<T>};
 }
-
-constexpr KernelTable kernel_table() {
-  return {
-      convolution_table<float>(), convolution_table<double>(), convolution_table<BFloat16>(),
-      convolution_table<Half>(),  matching_table<float>(),     matching_table<double>(),
-      suppression_table<float>(), suppression_table<double>(),
-  };
-}
