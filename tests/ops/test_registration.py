@@ -185,7 +185,7 @@ def test_missing_or_broken_library_says_what_and_why(tmp_path, contents):
     for name in ("__init__.py", *(f"ops/{p.name}" for p in (source / "ops").glob("*.py"))):
         (package / name).write_text((source / name).read_text())
     if contents is not None:
-        (package / "_operators.abi3.so").write_bytes(contents)
+        (package / "_operators.so").write_bytes(contents)
         (package / "_build_record.json").write_text(json.dumps(_library.build_record()))
     result = run_python("import ga_scope.ops", PYTHONPATH=str(tmp_path))
     assert "ImportError" in result.stderr
