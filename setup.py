@@ -85,7 +85,8 @@ def sources(*patterns):
 def operators_extension():
     """The library: CPU kernels, and CUDA kernels if chosen; or simulated ones instead of both."""
     # -g0: Python's own flags ask for debugging information, ten times the code. Type CFLAGS=-g for it.
-    cxx = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
+    # c++2a is what compilers called C++20 before it was out.
+    cxx = ["-O3", "-g0", "-std=c++2a", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
     cxx += shlex.split(os.environ.get("CFLAGS", ""))
     nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
     files = sources("csrc/*.cpp", "csrc/testing/*.cpp" if SIMULATED_GRID else "csrc/cpu/*.cpp")

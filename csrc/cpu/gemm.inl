@@ -5,7 +5,7 @@
 // computes kRows x (1..kPanelVectors vectors) of C in registers over the whole depth, so every element
 // is one chain of multiply-adds in order: the result does not depend on how the work was cut.
 
-#if GA_VECTOR_BYTES == 64
+#if GA_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRows = 6, kPanelVectors = 4;  // 24 of 32 registers hold C
 #else
 constexpr int kRows = 6, kPanelVectors = 2;  // 12 of 16

@@ -19,19 +19,26 @@ namespace {
 
 #if defined(__x86_64__)
 
-// Bits of CPUID leaf 7. Asked for by hand: older compilers' __builtin_cpu_supports has no name for them.
-bool has_avx512_bf16() {
+// What no compiler's __builtin_cpu_supports knew in every version: a bit of EAX, ECX or EDX.
+bool cpuid(unsigned leaf, unsigned subleaf, unsigned (*bits)(unsigned a, unsigned c, unsigned d)) {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  return __get_cpuid_count(leaf, subleaf, &a, &b, &c, &d) && (bits(a, c, d) & 1);
+}
+
+bool has_f16c() {
+  return cpuid(1, 0, [](unsigned, unsigned c, unsigned) { return c >> 29; });
+}
+
+bool has_avx512_bf16() {
+  return cpuid(7, 1, [](unsigned a, unsigned, unsigned) { return a >> 5; });
 }
 
 // Tiles have a large state: the system keeps it for the processes alone that ask for permission, once.
 bool has_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  const bool present = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return present && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return cpuid(7, 0, [](unsigned, unsigned, unsigned d) { return d >> 22 & d >> 24; }) &&  // AMX-BF16, AMX-TILE
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -52,7 +59,7 @@ InstructionSet best_of_processor() {
 #endif
     return InstructionSet::avx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     return InstructionSet::avx2;
   }
 #endif

@@ -13,12 +13,13 @@ struct Vec {
   static constexpr int width = GA_VECTOR_BYTES / sizeof(Real);
 };
 
-template <class Real>
+// Of float and double; the storage types have functions of their own below.
+template <class Real, class = std::enable_if_t<std::is_floating_point_v<Real>>>
 GA_INLINE typename Vec<Real>::type load(const Real* from) {
   return *reinterpret_cast<const typename Vec<Real>::unaligned*>(from);
 }
 
-template <class Real>
+template <class Real, class = std::enable_if_t<std::is_floating_point_v<Real>>>
 GA_INLINE void store(Real* to, typename Vec<Real>::type value) {
   *reinterpret_cast<typename Vec<Real>::unaligned*>(to) = value;
 }
