@@ -13,7 +13,7 @@ try:
 except ImportError:
     mmcv_deform_conv2d = None
 
-CHANNELS, GROUPS = 256, 4
+CHANNELS, GROUPS = harness.CHANNELS, 4
 PEERS = ("torchvision", "conv2d", "conv2d, channels_last")
 
 

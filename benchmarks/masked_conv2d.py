@@ -10,7 +10,7 @@ from ga_scope.ops import masked_conv2d
 
 from . import harness
 
-CHANNELS = 256
+CHANNELS = harness.CHANNELS
 
 
 def gather_and_matmul(x, weight, locations):

@@ -100,7 +100,7 @@ GA_INLINE Vec<float>::type load(const Half* from) {
 // Rounded to the nearest, ties to even; a NaN stays one.
 GA_INLINE void store(BFloat16* to, Vec<float>::type value) {
   typedef uint16_t Half __attribute__((vector_size(GA_VECTOR_BYTES / 2), aligned(2), may_alias));
-#if GA_BFLOAT16_PRODUCT > 0
+#if GA_BFLOAT16_PRODUCT > 0 && GA_VECTOR_BYTES == 64
   *reinterpret_cast<Half*>(to) = reinterpret_cast<Half>(_mm512_cvtneps_pbh(value));
 #else
   typedef uint32_t Bits __attribute__((vector_size(GA_VECTOR_BYTES)));

@@ -5,9 +5,8 @@
 
 #include "cpu/kernel_headers.h"
 
-#ifdef GA_REQUEST_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
+#ifdef GA_EMULATE_AMX
+#include "amx_emulator.h"
 #endif
 
 #include <cmath>
@@ -128,8 +127,8 @@ void storage() {
 
 int main() {
   using namespace ga_scope::cpu;
-#ifdef GA_REQUEST_AMX
-  if (GA_BFLOAT16_PRODUCT == 2) syscall(SYS_arch_prctl, 0x1023, 18);
+#ifdef GA_EMULATE_AMX
+  amx::emulate();
 #endif
   for (int i = 0; i < 40; ++i) {
     product<float>(3e-6);
@@ -139,5 +138,8 @@ int main() {
     transposition<double>();
   }
   storage();
+#ifdef GA_EMULATE_AMX
+  if (amx::executed == 0) return std::puts("no product was emulated"), 1;
+#endif
   std::puts("right");
 }

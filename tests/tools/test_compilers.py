@@ -45,28 +45,32 @@ def test_products_by_every_compiler(compiler, tmp_path):
     assert subprocess.run([program], capture_output=True, text=True).stdout == "right\n"
 
 
-X86_SETS = {
-    "avx512": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"], 0),
-    "avx512_bf16": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"], 1),
-    "amx_bf16": (
-        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mamx-tile", "-mamx-bf16"],
-        2,
-    ),
-}
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-DGA_VECTOR_BYTES=64"]
 
 
 @here("g++")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
-@pytest.mark.parametrize("name", X86_SETS)
-def test_products_of_wider_sets(name, tmp_path):
+@pytest.mark.parametrize("product", [0, 1], ids=["avx512", "avx512_bf16"])
+def test_products_of_wider_sets(product, tmp_path):
     """Compiled always; run where the processor can."""
-    flags, product = X86_SETS[name]
-    program = compile_products(
-        "g++", tmp_path, *flags, "-DGA_VECTOR_BYTES=64", f"-DGA_BFLOAT16_PRODUCT={product}", "-DGA_REQUEST_AMX"
-    )
-    names = ["avx512f", "avx512bw", "avx512dq", "avx512vl", *(["avx512_bf16"] if product else [])]
-    if processor_has(*names, *(["amx_tile", "amx_bf16"] if product == 2 else [])):
+    flags = [*AVX512, *(["-mavx512bf16"] if product else [])]
+    program = compile_products("g++", tmp_path, *flags, f"-DGA_BFLOAT16_PRODUCT={product}")
+    if processor_has("avx512f", "avx512bw", "avx512dq", "avx512vl", *(["avx512_bf16"] if product else [])):
         assert subprocess.run([program], capture_output=True, text=True).stdout == "right\n"
+
+
+@pytest.mark.parametrize("compiler", [pytest.param(name, marks=here(name)) for name in ("g++", "clang++")])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
+@pytest.mark.skipif(
+    processor_has("amx_tile"), reason="a processor with AMX needs no emulation: the operators' tests run"
+)
+@pytest.mark.skipif(not processor_has("avx2", "fma", "f16c"), reason="the processor lacks AVX2")
+def test_products_of_amx(compiler, tmp_path):
+    """The machine code with AMX's instructions, which a signal handler carries out."""
+    flags = ["-mavx2", "-mfma", "-mf16c", "-mamx-tile", "-mamx-bf16", "-DGA_VECTOR_BYTES=32"]
+    program = compile_products(compiler, tmp_path, *flags, "-DGA_BFLOAT16_PRODUCT=2", "-DGA_EMULATE_AMX")
+    result = subprocess.run([program], capture_output=True, text=True)
+    assert result.stdout == "right\n", (result.returncode, result.stdout)
 
 
 @here(CROSS)
