@@ -42,6 +42,8 @@ def end_well(main: Callable):
     except InputError as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.exit(f"{type(error).__name__}: {_without_traceback(str(error))}")
+    except OSError as error:  # a full disk, a folder that may not be written
+        sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -27,11 +27,6 @@ namespace {
 constexpr int64_t kColumnsBytes = kSimulated ? 64 << 10 : 64 << 20;
 constexpr int64_t kLeastChunkRows = 64;
 
-template <class T>
-constexpr ScalarType compute_dtype() {
-  return std::is_same_v<ComputeType<T>, double> ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor cast(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
@@ -274,22 +269,9 @@ void check_levels_fit(const ConvolutionArguments& args) {
         args.input.size());
 }
 
-template <class Visit>
-void dispatch(ScalarType dtype, const Visit& visit) {
-  switch (dtype) {
-    case ScalarType::Double: return visit(double{});
-    case ScalarType::BFloat16: return visit(BFloat16{});
-    case ScalarType::Half: return visit(Half{});
-    default: return visit(float{});
-  }
-}
-
-std::vector<Tensor> forward(const ConvolutionArguments& args) {
-  const Convolution conv = check_convolution(args);
+void forward(const ConvolutionArguments& args, const Convolution& conv, std::vector<Tensor>& output) {
   check_levels_fit(args);
-  std::vector<Tensor> output = empty_output(args, conv);
-  if (conv.rows == 0) return output;
-  dispatch(args.input[0].scalar_type(), [&]<class T>(T) {
+  visit_dtype(args.input[0].scalar_type(), [&]<class T>(T) {
     const Call<T> call(args, conv);
     const int64_t tile_rows = fused_tile_rows(call);
     if constexpr (sizeof(T) < 8) {
@@ -298,7 +280,6 @@ std::vector<Tensor> forward(const ConvolutionArguments& args) {
     }
     forward_simple(call, output);
   });
-  return output;
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -456,13 +437,11 @@ class Backward {
   Tensor weight_, offset_weight_;
 };
 
-ConvolutionGradients backward(const ConvolutionArguments& args, const std::vector<Tensor>& grad_output, bool want_input,
-                              bool want_weight) {
-  const Convolution conv = check_convolution(args);
+ConvolutionGradients backward(const ConvolutionArguments& args, const Convolution& conv,
+                              const std::vector<Tensor>& grad_output, bool want_input, bool want_weight) {
   check_levels_fit(args);
-  check_grad_output(args, conv, grad_output);
   ConvolutionGradients result;
-  dispatch(args.input[0].scalar_type(), [&]<class T>(T) {
+  visit_dtype(args.input[0].scalar_type(), [&]<class T>(T) {
     const Call<T> call(args, conv);
     Backward<T> gradients(call, grad_output, want_input, want_weight);
     gradients.run();

@@ -131,6 +131,9 @@ __device__ __forceinline__ void atomic_add(Real* to, Real value) {
 __device__ __forceinline__ void atomic_max(uint64_t* to, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
+__device__ __forceinline__ void atomic_max(int64_t* to, int64_t value) {
+  atomicMax(reinterpret_cast<long long*>(to), static_cast<long long>(value));
+}
 __device__ __forceinline__ void atomic_min(int64_t* to, int64_t value) {
   atomicMin(reinterpret_cast<long long*>(to), static_cast<long long>(value));
 }

@@ -102,6 +102,7 @@ inline void atomic_add(Real* to, Real value) {
   *to += value;
 }
 inline void atomic_max(uint64_t* to, uint64_t value) { *to = std::max(*to, value); }
+inline void atomic_max(int64_t* to, int64_t value) { *to = std::max(*to, value); }
 inline void atomic_min(int64_t* to, int64_t value) { *to = std::min(*to, value); }
 inline uint64_t read_now(const uint64_t* from) { return *from; }
 inline uint64_t bits_of(float value) {

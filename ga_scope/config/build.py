@@ -32,7 +32,9 @@ def _generation_arguments(cfg, levels: int) -> dict:
     return {
         "shapes": shapes,
         "selection": LocationSelection(ga.LOCATION.THRESHOLD, ga.LOCATION.TOPK_TEST),
-        "location_targets": LocationTargets(ga.LOCATION.CENTER_RATIO, ga.LOCATION.IGNORE_RATIO, ga.SIGMA),
+        "location_targets": LocationTargets(
+            ga.LOCATION.CENTER_RATIO, ga.LOCATION.IGNORE_RATIO, ga.SIGMA, ga.LOCATION.RULE
+        ),
         "shape_targets": ShapeTargets(
             ga.SHAPE.MODE,
             ga.SIGMA,
@@ -49,6 +51,7 @@ def _generation_arguments(cfg, levels: int) -> dict:
         "focal_gamma": ga.LOCATION.FOCAL_LOSS_GAMMA,
         "outside_weight": ga.LOCATION.OUTSIDE_WEIGHT,
         "shape_beta": ga.SHAPE.SMOOTH_L1_BETA,
+        "shape_divisor": ga.SHAPE.LOSS_DIVISOR,
         "location_weight": ga.LOCATION.LOSS_WEIGHT,
         "shape_weight": ga.SHAPE.LOSS_WEIGHT,
     }

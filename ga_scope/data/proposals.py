@@ -216,7 +216,12 @@ def loaded_proposals(cfg, split: str, name: str, dataset: Dataset) -> ProposalTa
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None
-    file = cfg.DATASETS[f"PROPOSAL_FILES_{split}"][list(cfg.DATASETS[split]).index(name)]
-    table = load_proposals(file, cfg.DATASETS.TRUST_PROPOSAL_PICKLES)
+    files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], list(cfg.DATASETS[split])
+    if len(files) != len(names):
+        raise DatasetError(
+            f"DATASETS.PROPOSAL_FILES_{split}: expected {len(names)} files, one for each of DATASETS.{split}, "
+            f"got {len(files)}"
+        )
+    table = load_proposals(files[names.index(name)], cfg.DATASETS.TRUST_PROPOSAL_PICKLES)
     table.check(dataset)
     return table

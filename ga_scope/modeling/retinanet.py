@@ -115,8 +115,8 @@ class RetinaNet(nn.Module):
             return self._inference(pyramid, anchors, logits, deltas, size_tensor(image_sizes, logits.device))
 
     def _losses(self, anchors, logits, deltas, targets):
-        match = iou_match(list(anchors), targets.boxes, ignore_boxes=targets.ignore)
-        labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0)
+        match = iou_match(list(anchors), targets.boxes, low_quality_from=0.0, ignore_boxes=targets.ignore)
+        labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0, keep_best_box=True)
         positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
         logits, deltas = logits.flatten(0, 1), deltas.flatten(0, 1)
         classes = torch.zeros_like(logits)

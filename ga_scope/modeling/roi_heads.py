@@ -8,6 +8,7 @@ from torchvision.ops import roi_align
 from ..ops import iou_match
 from .box_coding import BoxCoder, clip_to_sizes
 from .inference import select_detections
+from .layers import full
 from .losses import smooth_l1_loss
 from .results import Detections, Proposals, size_tensor
 from .sampling import IGNORED, NEGATIVE, POSITIVE, sample_labels
@@ -89,7 +90,7 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.bbox_pred.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(x).float(), self.bbox_pred(x).float().unflatten(1, (-1, 4))
+        return full(self.cls_score(x)), full(self.bbox_pred(x)).unflatten(1, (-1, 4))
 
 
 class FastRCNNHeads(nn.Module):
@@ -201,7 +202,7 @@ class FastRCNNHeads(nn.Module):
     def _label(self, proposals: Proposals, targets: Targets):
         """The proposals with the objects themselves among them, (N, K + G, 4); labels and matched boxes, (N, K + G)."""
         of_images = [torch.cat([boxes, gt]) for (boxes, _), gt in zip(proposals.unpad(), targets.boxes)]
-        match = iou_match(of_images, targets.boxes, ignore_boxes=targets.ignore)
+        match = iou_match(of_images, targets.boxes, low_quality_from=None, ignore_boxes=targets.ignore)
         label = torch.where(match.iou >= self.positive_from, POSITIVE, NEGATIVE)
         label = label.masked_fill((label == NEGATIVE) & match.ignored, IGNORED)
         counts, pad = [len(boxes) for boxes in of_images], torch.nn.utils.rnn.pad_sequence

@@ -170,8 +170,8 @@ class RPN(nn.Module):
         """
         focal = self.objectness_loss == "focal"
         with torch.no_grad():
-            match = iou_match(list(references), targets.boxes, ignore_boxes=targets.ignore)
-            labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0)
+            match = iou_match(list(references), targets.boxes, low_quality_from=0.0, ignore_boxes=targets.ignore)
+            labels, index = label_matches(match, *self.iou_thresholds, low_quality_from=0.0, keep_best_box=True)
             if focal:
                 positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
                 divisor = positives_per_process(len(positives), labels.device)

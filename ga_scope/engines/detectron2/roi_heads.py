@@ -60,7 +60,8 @@ class _HighQualityProposals:
         What would be background is labelled -1, as what is neither, inside an ignore region.
         """
         boxes = [p.proposal_boxes.tensor for p in proposals]
-        match = iou_match(boxes, [t.gt_boxes.tensor for t in targets], ignore_boxes=ignore_boxes_of(targets))
+        ignore = ignore_boxes_of(targets)
+        match = iou_match(boxes, [t.gt_boxes.tensor for t in targets], low_quality_from=None, ignore_boxes=ignore)
         # The matcher's thresholds are padded with infinities: between them lies one label each.
         thresholds = match.iou.new_tensor(matcher.thresholds[1:-1])
         labels = torch.tensor(matcher.labels, device=match.iou.device)[

@@ -25,6 +25,8 @@ class AnchorGeneration(nn.Module):
         shapes, selection, location_targets, shape_targets: see there.
         cell_offset: 1/2 (section 3.1), or 0 for the paper's release.
         focal_alpha, focal_gamma, outside_weight, shape_beta: of the location and shape losses.
+        shape_divisor: of the shape loss: ``"positives"``, their number, so that it is the mean of Eq. 6; or
+            ``"sample"``, as the release, the size of the sample that they were drawn in.
         location_weight, shape_weight: lambda_1 and lambda_2 of Eq. 4.
     """
 
@@ -42,6 +44,7 @@ class AnchorGeneration(nn.Module):
         focal_gamma: float = 2.0,
         outside_weight: float = 0.1,
         shape_beta: float = 0.2,
+        shape_divisor: str = "positives",
         location_weight: float = 1.0,
         shape_weight: float = 0.1,
     ):
@@ -55,7 +58,9 @@ class AnchorGeneration(nn.Module):
         self.shape_targets = shape_targets or ShapeTargets(sigma=sigma)
         self.cell_offset = cell_offset
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.outside_weight, self.shape_beta = outside_weight, shape_beta
+        if shape_divisor not in ("positives", "sample"):
+            raise ValueError(f"shape_divisor: expected 'positives' or 'sample', got {shape_divisor!r}")
+        self.outside_weight, self.shape_beta, self.shape_divisor = outside_weight, shape_beta, shape_divisor
         self.location_weight, self.shape_weight = location_weight, shape_weight
 
     def choose(
@@ -104,8 +109,10 @@ class AnchorGeneration(nn.Module):
             deltas = shape_deltas.flatten(0, 1)[samples.locations]
             centers, sides = center_size(self.shapes.decode(pyramid, deltas, samples.locations))
             loss = shape_loss(sides, samples.gt_sides, self.shape_beta)
-            if self.shapes.centers:
+            if self.shapes.centers or self.shape_divisor == "sample":
+                # The release has it for fixed centres, too: a constant.
                 loss = loss + center_loss(centers, samples.gt_boxes, self.shape_beta)
-            divisor = positives_per_process(len(loss), loss.device)
+            counted = samples.sampled if self.shape_divisor == "sample" else len(loss)
+            divisor = positives_per_process(counted, loss.device)
             losses["loss_anchor_shape"] = self.shape_weight * loss.sum() / divisor
         return losses

@@ -120,8 +120,8 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
     Args:
         head, strides, **generation: see :class:`AnchorGeneration`.
         box_coder: of the deltas from anchor to box.
-        iou_thresholds: (negative below, positive from) of the anchors' IoU with a box. A box's best anchor is
-            positive from ``low_quality_iou`` on.
+        iou_thresholds: (negative below, positive from) of the anchors' IoU with a box. A box's best anchors
+            are positive from ``low_quality_iou`` on.
         class_alpha, class_gamma: of the classes' focal loss.
         smooth_l1_beta: of the box loss.
         score_thresh, topk_candidates, nms_thresh, detections_per_image: of the inference, as RetinaNet's.
@@ -211,8 +211,9 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
     def _losses(self, pyramid, towers, location_logits, shape_deltas, targets):
         losses = self._anchor_losses(pyramid, location_logits, shape_deltas, targets)
         anchors = self.shapes.decode(pyramid, shape_deltas.detach())
-        match = iou_match(list(anchors), targets.boxes, ignore_boxes=targets.ignore)
-        labels, index = label_matches(match, *self.iou_thresholds, self.low_quality_iou)
+        least = self.low_quality_iou
+        match = iou_match(list(anchors), targets.boxes, low_quality_from=least, ignore_boxes=targets.ignore)
+        labels, index = label_matches(match, *self.iou_thresholds, least)
         positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
         normalizer = positives_per_process(len(positives), labels.device)
 

@@ -32,7 +32,7 @@ class GuidedAnchorRPN(AnchorGeneration):
         training_selection: of the locations that make proposals in training.
         box_coder: of the deltas from anchor to box.
         iou_thresholds: (negative below, positive from) of the anchors' IoU with a box.
-        low_quality_iou: a box's best anchor is positive from this IoU on.
+        low_quality_iou: a box's best anchors are positive from this IoU on.
         per_image, positive_fraction: sample of the anchors for the objectness and box losses.
         smooth_l1_beta: of the box loss.
         objectness_weight, box_weight: of L_cls and L_reg.
@@ -192,7 +192,8 @@ class GuidedAnchorRPN(AnchorGeneration):
     def _sample_anchors(self, anchors, targets):
         """Sampled positive and negative anchors (indices over the batch), and the boxes of the positives."""
         negative, positive = self.iou_thresholds
-        match = iou_match(list(anchors), targets.boxes, ignore_boxes=targets.ignore)
-        labels, index = label_matches(match, negative, positive, low_quality_from=self.low_quality_iou)
+        least = self.low_quality_iou
+        match = iou_match(list(anchors), targets.boxes, low_quality_from=least, ignore_boxes=targets.ignore)
+        labels, index = label_matches(match, negative, positive, low_quality_from=least)
         positives, negatives = sample_labels(labels.view(anchors.shape[:2]), self.per_image, self.positive_fraction)
         return positives, negatives, torch.cat(targets.boxes)[index[positives]]

@@ -12,7 +12,7 @@ from ..targets import Targets, needed
 from .head import ScopeHead, ScopePredictions
 from .losses import bin_loss, box_loss, distance_iou
 from .quality import DistributionQuality, mean_of_maxima
-from .targets import ScopeTargets
+from .targets import ScopeTargets, ignored_locations
 
 # Shapes: N images, P locations of an image, C classes, B bins, L positive locations, K candidates.
 
@@ -141,7 +141,7 @@ class ScopeDetector(nn.Module):
         losses = {
             "loss_cls": self.loss_weights["classification"]
             * self._classification_loss(
-                predictions.class_logits, assigned.classification, classes, self.targets.ignored(pyramid, targets)
+                pyramid, predictions.class_logits, assigned.classification, classes, targets.ignore
             )
         }
         positive = (assigned.localization.flatten() >= 0).nonzero()[:, 0]
@@ -160,13 +160,13 @@ class ScopeDetector(nn.Module):
             losses["loss_quality"] = self.loss_weights["quality"] * self._quality_loss(logits, borders, gt) / divisor
         return losses
 
-    def _classification_loss(self, logits, assigned, gt_classes, ignored):
+    def _classification_loss(self, pyramid, logits, assigned, gt_classes, ignore_boxes):
         wanted = torch.zeros_like(logits)
         image, place = (assigned >= 0).nonzero(as_tuple=True)
         wanted[image, place, gt_classes[assigned[image, place]]] = 1
         loss = sigmoid_focal_loss(logits, wanted, self.focal_alpha, self.focal_gamma)
-        if ignored is not None:
-            loss = loss.masked_fill((ignored & (assigned < 0))[..., None], 0)
+        if ignore_boxes is not None:
+            loss = loss.masked_fill(ignored_locations(pyramid, assigned, ignore_boxes)[..., None], 0)
         loss = loss.sum()
         return loss / positives_per_process(len(place), loss.device)
 

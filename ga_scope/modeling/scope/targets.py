@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ...ops import location_targets
 from ..pyramid import Pyramid
-from ..sampling import IGNORED
-from ..targets import Targets
 
 # Shapes: N images, P locations of an image, G boxes of the batch, K candidates of a box on a level.
 
@@ -73,20 +71,6 @@ class ScopeTargets:
         shape = (pyramid.images, pyramid.locations)
         return LocationBoxes(*(order[winner].view(shape) for winner in best))
 
-    @torch.no_grad()
-    def ignored(self, pyramid: Pyramid, targets: Targets) -> Tensor | None:
-        """(N, P) bool: the locations inside ignore regions, which are no negatives; None where there are no regions."""
-        if targets.ignore is None:
-            return None
-        labels = location_targets(
-            [boxes[:0] for boxes in targets.boxes],
-            pyramid.sizes,
-            pyramid.strides,
-            cell_offset=pyramid.cell_offset,
-            ignore_boxes=targets.ignore,
-        )
-        return labels.view(pyramid.images, pyramid.locations) == IGNORED
-
     def _candidates(self, boxes, stride, cell_offset):
         """The cells of a level that may be near each box's centre.
 
@@ -105,3 +89,28 @@ class ScopeTargets:
         point = point.to(boxes.dtype)
         distance = torch.cat([point - boxes[:, None, :2], boxes[:, None, 2:] - point], -1)
         return x, y, distance, (point - center[:, None]).abs().amax(-1)
+
+
+@torch.no_grad()
+def ignored_locations(pyramid: Pyramid, learned: Tensor, ignore_boxes: list[Tensor]) -> Tensor:
+    """Which locations are neither object nor background for the classification loss: those whose points lie in an
+    ignore box (a crowd, say) and that learn no object. Time and memory go with locations plus boxes.
+
+    Args:
+        learned: (N, P), :attr:`LocationBoxes.classification`.
+        ignore_boxes: (B_n, 4) per image, in pixels.
+
+    Returns:
+        (N, P) bool.
+    """
+    if len(ignore_boxes) != pyramid.images:
+        raise ValueError(f"ignore_boxes: expected those of {pyramid.images} images, got {len(ignore_boxes)}")
+    # The targets of no objects: what is ignored there are the ignore boxes.
+    labels = location_targets(
+        [boxes[:0] for boxes in ignore_boxes],
+        pyramid.sizes,
+        pyramid.strides,
+        cell_offset=pyramid.cell_offset,
+        ignore_boxes=ignore_boxes,
+    )
+    return (labels.view(learned.shape) == -1) & (learned < 0)
