@@ -7,6 +7,7 @@ from .keys import (
     FIXED_ANCHORS,
     GA_RPN,
     GUIDED,
+    LOADED_PROPOSALS,
     LOCATED,
     PRECOMPUTED,
     PROPOSING,
