@@ -91,9 +91,16 @@ class TimmStages(nn.Module):
         return self
 
 
-def _create(name: str) -> nn.Module:
-    import timm
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        raise ImportError("timm is not installed: pip install timm") from None
+    return timm
 
+
+def _create(name: str) -> nn.Module:
+    timm = _timm()
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
         raise ValueError(
@@ -123,8 +130,7 @@ def timm_pixels(name: str) -> tuple[list[float], list[float]]:
     Raises:
         ValueError, ImportError: see :class:`TimmStages`.
     """
-    import timm
-
+    timm = _timm()
     if not timm.is_model(name):
         _create(name)  # says so
     described = timm.get_pretrained_cfg(name)
