@@ -32,12 +32,12 @@ class TimmStages(nn.Module):
     def __init__(self, name: str, first: int = 2, norm: str = "BN", freeze_at: int = 0):
         super().__init__()
         self.model = _create(name)
-        wanted = [stage for stage in STAGES.values() if int(stage[-1]) >= first]
-        indices = _indices(name, self.model)
-        self.indices = {stage: indices[stage] for stage in wanted}
+        self.indices = _indices(name, self.model)
         self.model.prune_intermediate_layers(list(self.indices.values()), prune_norm=True, prune_head=True)
         self.channels = {stage: self.model.feature_info[i]["num_chs"] for stage, i in self.indices.items()}
         self._freeze(name, freeze_at, norm == "FrozenBN")
+        for stage in [stage for stage in self.indices if int(stage[-1]) < first]:
+            del self.indices[stage], self.channels[stage]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.model.forward_intermediates(
