@@ -165,6 +165,26 @@ def assert_same_training(found):
         assert float((value - other_gradients[key]).abs().max()) <= limit, key
 
 
+BASELINES = {
+    "rpn": ("proposal_generator", "RPN"),
+    "rpn_9_anchors": ("proposal_generator", "RPN"),
+    "faster_rcnn": ("proposal_generator", "RPN"),
+    "fast_rcnn": ("roi_heads", "StandardROIHeads"),
+    "retinanet": ("", "RetinaNet"),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_are_detectron2s_own(name):
+    """So that what is equal to them below is equal to detectron2's, and not to this project's under its names."""
+    engine = get_engine("detectron2")
+    model = engine.build(engine.setup(config(name), options(name)))
+    part, kind = BASELINES[name]
+    for owner in (model, model.get_submodule(part)):
+        assert type(owner).__module__.startswith("detectron2."), type(owner)
+    assert type(model.get_submodule(part)).__name__ == kind
+
+
 @pytest.mark.parametrize("kind", BOXES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_same_weights_same_losses_and_gradients(name, kind):
