@@ -191,4 +191,22 @@ def amp(cfg, builtin):
         _wrong("SOLVER.AMP.ENABLED", f"False on {cfg.MODEL.DEVICE}", True, hint)
 
 
-RULES = (pixels, resnet, levels, anchors, proposals, staged, guided, scopenet, group_norms, ignore_regions, amp)
+def patience(cfg, builtin):
+    if cfg.TEST.PATIENCE and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        _wrong("TEST.PATIENCE", "0 without TEST.BEST_METRIC, TEST.EVAL_PERIOD and DATASETS.TEST", cfg.TEST.PATIENCE)
+
+
+RULES = (
+    pixels,
+    resnet,
+    levels,
+    anchors,
+    proposals,
+    staged,
+    guided,
+    scopenet,
+    group_norms,
+    ignore_regions,
+    amp,
+    patience,
+)
