@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..config import SCHEMA, flat
 from ..config.checks import plain
+from ..config.keys import RESNET
 from ..errors import CheckpointError
+from .backbone_names import named_as_in
 from .weights import paths, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -146,13 +148,16 @@ class Checkpointer:
         another shape start fresh and are named in a warning, as for a new number of classes; but a file of which
         nothing fits is an error.
         """
-        content = read_healthy(path)
+        try:
+            content = read_healthy(path)
+        except DamagedError as error:
+            raise CheckpointError(str(error)) from error
         self._take(path, content, strict)
         return content
 
     def _take(self, path, content, strict):
         own = named_parameters(self.names(self.model))
-        given = named_parameters(content["model"])
+        given = named_parameters(named_as_in(own, content["model"]))
         missing = [name for name in own if name not in given]
         shapes = [
             f"{name}: {tuple(given[name].shape)} in the file, {tuple(value.shape)} in the model"
@@ -173,10 +178,25 @@ class Checkpointer:
             logger.warning("%s: these start fresh: %s", path, _some(shapes + missing, 20))
         if unread:
             logger.info("%s: the model has no use for %s", path, _some(unread, 5))
+        if not strict and "layer1.0.conv1.weight" in content["model"]:
+            self._warn_of_torchvision(path)
         with torch.no_grad():
             for name, value in own.items():
                 if name in given and given[name].shape == value.shape:
                     value.copy_(given[name])
+
+    def _warn_of_torchvision(self, path):
+        """torchvision's ResNets see other pixels than the zoo's, and stride elsewhere."""
+        model, wrong = self.cfg.MODEL, []
+        if not RESNET.certain(self.cfg):
+            return
+        if self.cfg.INPUT.FORMAT != "RGB":
+            wrong.append("INPUT.FORMAT RGB with its PIXEL_MEAN [123.675, 116.28, 103.53] and PIXEL_STD "
+                         "[58.395, 57.12, 57.375]")  # fmt: skip
+        if model.RESNETS.STRIDE_IN_1X1 and model.RESNETS.DEPTH >= 50:
+            wrong.append("MODEL.RESNETS.STRIDE_IN_1X1 False")
+        if wrong:
+            logger.warning("%s: a ResNet of torchvision, which was trained with %s", path, " and ".join(wrong))
 
     def newest(self) -> tuple[Path, dict] | None:
         """The newest healthy checkpoint of the run and its content, None where the run has none.
