@@ -15,3 +15,22 @@ class DatasetError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that cannot be used; the message names the file."""
+
+
+class TrainingError(InputError):
+    """A training that cannot go on, as one whose losses are not finite; the message says what to try."""
+
+
+class Interrupted(Exception):
+    """A run that a signal ended.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int, text: str = ""):
+        super().__init__(signal, text)
+        self.signal = signal
+
+    def __str__(self):
+        return self.args[1] or "interrupted"

@@ -2,15 +2,14 @@
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import Dataset as LoaderDataset
 
-from ...data import Dataset, Records, load_dataset, read_image
+from ...data import Dataset, load_dataset, read_image
 from ...data.catalog import COCO, register_datasets
 from ...data.coco import load_coco_json
 from ...data.dataset import dataset_of_records
@@ -140,20 +139,3 @@ class TrainMapper(DatasetMapper):
             regions = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
             record["instances"] = InstancesWithRegions(record["instances"], regions)
         return record
-
-
-class _Images(LoaderDataset):
-    """Records as detectron2's loaders take them."""
-
-    def __init__(self, records: Records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-
-def build_train_loader(cfg, records: Records):
-    return build_detection_train_loader(cfg, mapper=TrainMapper(cfg), dataset=_Images(records))
