@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
+from ..untrusted import check_file
 from .dataset import Annotations, Dataset, Texts, clean_boxes, warn_of, without_repeats
 
 KEYS = ("images", "annotations", "categories")
@@ -125,9 +126,12 @@ def _load(json_file, image_root, name, extras):
 
 def _read(json_file) -> _File:
     try:
+        check_file(json_file)
         text = json_file.read_bytes()
     except OSError as error:
         raise DatasetError(f"{json_file}: cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise DatasetError(f"{json_file}: {error}") from None
     try:
         content = msgspec.json.decode(text, type=_File)
     except msgspec.DecodeError:

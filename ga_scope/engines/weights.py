@@ -12,7 +12,8 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..untrusted import check_archive, check_tensors, load_arrays
 
 ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -44,7 +45,7 @@ def read_checkpoint(path: str) -> dict:
         local = Path(paths.get_local_path(str(path)))
         if not local.is_file():
             raise CheckpointError(f"{path}: no such checkpoint")
-        content = _read_pickle(local) if local.suffix == ".pkl" else _read_torch(local)
+        content = _read_pickle(local) if local.suffix == ".pkl" else read_torch(local)
     except CheckpointError:
         raise
     except Exception as error:  # a truncated zip, a pickle of something else, no network: whatever the reader says
@@ -54,6 +55,10 @@ def read_checkpoint(path: str) -> dict:
         state, content = content, {}
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected the parameters of a model by their names, got {_kind(state)}")
+    try:
+        check_tensors(state.values(), local)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return content | {"model": _detectron2_names(state)}
 
 
@@ -74,43 +79,32 @@ def _kind(state) -> str:
     return type(state).__name__
 
 
-def _read_torch(path: Path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_torch(path: Path, **how):
+    """What torch.save wrote, zipped or as before torch 1.6; ``weights_only`` unless ``how`` says otherwise."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            check_archive(path)
+    return torch.load(path, map_location="cpu", **({"weights_only": True} | how))
 
 
 # ---- the zoo's pickles -----------------------------------------------------------------------------
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle can run any code; the zoo's hold arrays in dicts, and nothing else is let in."""
-
-    ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        }
-    )
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"expected arrays only, got {module}.{name}, which is not loaded for safety")
-        return super().find_class(module, name)
-
-
 def _read_pickle(path: Path) -> dict:
     """A checkpoint of the zoo: detectron2's own, or a Caffe2 backbone (MSRA's ResNets)."""
     with open(path, "rb") as file:
-        data = _ArraysOnly(file, encoding="latin1").load()
-    if not isinstance(data, dict):
-        raise ValueError(f"expected arrays by their names, got {type(data).__name__}")
-    if "model" in data and "__author__" in data:
-        state = data["model"]
-    else:
-        blobs = data.get("blobs", data)
-        state = {_of_caffe2(name): value for name, value in blobs.items() if "_momentum" not in name}
+        data = load_arrays(file, encoding="latin1")
+    own = isinstance(data, dict) and "model" in data and "__author__" in data
+    state = data["model"] if own else data.get("blobs", data) if isinstance(data, dict) else data
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"expected arrays by their names, got {type(state).__name__}")
+    if not own:
+        state = {_of_caffe2(name): value for name, value in state.items() if "_momentum" not in name}
+    for name, value in state.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ValueError(
+                f"{name}: expected an array, got {type(value).__name__}: nothing else is loaded, for safety"
+            )
     # Copied: the arrays of a pickle are read-only.
     return {"model": {name: torch.from_numpy(np.array(value)) for name, value in state.items()}}
 
