@@ -51,12 +51,27 @@ def check_archive(path):
         raise InputError(f"expected an archive of at most {most} bytes unpacked, got {total}: a zip bomb")
 
 
+def check_sums(path):
+    """The checksums of a zip archive's members are right; torch itself does not look at them.
+
+    Raises:
+        InputError: one is not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        altered = archive.testzip()
+    if altered:
+        raise InputError(f"damaged: {altered} has not the checksum that it was written with")
+
+
 def check_tensors(tensors, path):
     """Tensors may repeat what is stored once, but not without end: a view of one number can claim any shape.
 
     Raises:
-        InputError: they claim far more than their file.
+        InputError: they claim far more than their file, or are of a kind that no weights are.
     """
+    for tensor in tensors:
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+            raise InputError(f"expected tensors of real numbers, got {tensor.dtype}, {tensor.layout}")
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     most = max(SMALL, SWELLING * os.path.getsize(path))
     if total > most:

@@ -40,7 +40,11 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE}: expected the name of a file, got {base!r}")
-        for part in read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve())):
+        try:
+            parts = read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve()))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {BASE}: {error}") from None
+        for part in parts:
             merged = merge(merged, part)
     return merged, content
 

@@ -13,7 +13,7 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from ..untrusted import check_archive, check_tensors, load_arrays
+from ..untrusted import check_archive, check_sums, check_tensors, load_arrays
 
 ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -53,12 +53,18 @@ def read_checkpoint(path: str) -> dict:
     state = content.get("model", content.get("state_dict")) if isinstance(content, dict) else None
     if state is None:  # the bare state dict of a model
         state, content = content, {}
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
         raise CheckpointError(f"{path}: expected the parameters of a model by their names, got {_kind(state)}")
     try:
         check_tensors(state.values(), local)
     except InputError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: expected finite numbers, got others in {len(broken)} of {len(state)} tensors, the first of them "
+            f"{broken[0]}: the training diverged"
+        )
     return content | {"model": _detectron2_names(state)}
 
 
@@ -70,11 +76,14 @@ def _line(error) -> str:
     return text[:300] or type(error).__name__
 
 
+def _is_parameter(item) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
 def _kind(state) -> str:
     if isinstance(state, dict):
-        odd = next(
-            (f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)), ""
-        )
+        odd = next((f"{name}: {type(value).__name__}" for name, value in state.items()
+                    if not _is_parameter((name, value))), "")  # fmt: skip
         return f"a dict with {odd}" if odd else "an empty dict"
     return type(state).__name__
 
@@ -84,6 +93,7 @@ def read_torch(path: Path, **how):
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
             check_archive(path)
+            check_sums(path)
     return torch.load(path, map_location="cpu", **({"weights_only": True} | how))
 
 
