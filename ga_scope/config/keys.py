@@ -133,13 +133,6 @@ KEYS = [
          {"when": LOADED_PROPOSALS}),
         ("PRECOMPUTED_PROPOSAL_TOPK_TEST", 1000, whole(1), "Of a file's proposals, per image.",
          {"when": LOADED_PROPOSALS}),
-        (
-            "TRUST_PROPOSAL_PICKLES",
-            False,
-            switch,
-            "Proposal files of other kinds are pickles, which can run any code; True reads them all the same.",
-            {"when": LOADED_PROPOSALS},
-        ),
     ),
     *section(
         "DATALOADER.",
