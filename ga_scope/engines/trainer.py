@@ -82,6 +82,7 @@ class Trainer:
         seed_everything(self.seed, WEIGHTS)
         self.model = engine.build(cfg)
         self.optimizer = build_optimizer(cfg, engine.parameter_groups(cfg, self.model))
+        self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.schedule = build_lr_schedule(cfg)
         self.device = next(self.model.parameters()).device
         self.precision, self.scaler = _precision(cfg, self.device)
@@ -124,6 +125,8 @@ class Trainer:
         if found:
             self._check_same_run(*found)
             self.start = self.checkpointer.resume(*found)["iteration"] + 1
+            for group, settings in zip(self.optimizer.param_groups, self.settings):
+                group.update(settings)  # the configuration's of today: a lower rate, perhaps
             logger.info("%s: resuming at iteration %d", found[0], self.start)
             return
         if resume:
@@ -205,8 +208,8 @@ class Trainer:
     def _step(self, parts: list[list[dict]], waited: float):
         iteration = self.done
         factor = self.schedule(iteration / self.limit)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for group, settings in zip(self.optimizer.param_groups, self.settings):
+            group["lr"] = settings["lr"] * factor
         self.before = self._state()
         self.optimizer.zero_grad()
         losses = self._backward(iteration, parts)
