@@ -1,11 +1,13 @@
 """Two processes: gradients, weights and metrics of one, the same order of images, a common end; torchrun's restarts."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from ga_scope.engines.loader import train_loader
 from ga_scope.engines.trainer import Trainer
 from ga_scope.modeling.layers import SyncBatchNorm2d
 
-from .conftest import ENGINES, ROOT, config, image_size, overrides, random_weights, run
+from .conftest import ENGINES, ROOT, config, image_size, overrides, random_weights, run, tool
 from .forked import fork, together, wait
 from .test_training import assert_same, content
 from .tiny import use_tiny_model
@@ -231,6 +233,23 @@ def test_metrics_of_two_processes_are_those_of_one(engine, shapes, tmp_path):
     assert one == two and one["AR@100"] is not None and "AP" in one
     found = [json.loads((tmp_path / str(n) / "coco_instances_results.json").read_text()) for n in (1, 2)]
     assert sorted(map(str, found[0])) == sorted(map(str, found[1])) and found[0]
+
+
+def dump(rank, engine, arguments):
+    joined(engine, rank)
+    tool("dump_proposals").dump(argparse.Namespace(**arguments))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_dump_of_three_processes_is_that_of_one(engine, shapes, random_rpn, tmp_path):
+    """Of ten images: one has four, the others three. In the dataset's order."""
+    arguments = {"config_file": config("ga_rpn"), "engine": engine, "opts": random_rpn, "limit": 20}
+    arguments |= {"dataset": f"val_{shapes.parent.name}"}
+    assert wait(fork(dump, 0, "torchvision", arguments | {"output": tmp_path / "1.npz"})) == 0
+    assert together(3, tmp_path, dump, "torchvision", arguments | {"output": tmp_path / "3.npz"}) == [0] * 3
+    one, three = (dict(np.load(tmp_path / f"{count}.npz")) for count in (1, 3))
+    assert set(one) == set(three) and len(one["boxes"]) > 100
+    assert all(np.array_equal(one[key], three[key]) for key in one)
 
 
 # ---- commands --------------------------------------------------------------------------------------
