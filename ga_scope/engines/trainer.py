@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections import deque
 from typing import NamedTuple
 
@@ -166,8 +167,10 @@ class Trainer:
         if processes.world() == 1:
             return self.model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        # The losses' gradients are all that is exchanged: statistics are rank 0's (see _evaluate).
-        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
+            # The gradients are all that is exchanged: statistics are those of the first process (see _metrics).
+            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
     # ---- the loop -------------------------------------------------------------------------------
 
@@ -234,7 +237,7 @@ class Trainer:
         self.scaler.update()
         if self.average:
             self.average.update()
-        self.changing = False
+        self.done, self.before, self.changing = iteration + 1, None, False
         files = [x["file_name"] for inputs in parts for x in inputs]
         host, ready = shared, None
         if shared.is_cuda:
@@ -246,7 +249,6 @@ class Trainer:
         self.pending.append(
             _Step(iteration, ["total_loss", *names, "grad_norm"], host, ready, values, files, rate, waited)
         )
-        self.done, self.before = iteration + 1, None
 
     def _backward(self, iteration, parts) -> dict[str, Tensor]:
         """The gradients of a step; its losses, the means of its parts."""
@@ -374,7 +376,7 @@ class Trainer:
                 return
             if self.before is not None:
                 self._restore(self.before)
-            if self.saved != self.done and not any(step.wait()[-2] for step in self.pending):
+            if self.saved != self.done and not self.broken:
                 self._write()
         except Exception as second:  # the first is what has to be said
             logger.error("nothing could be saved: %s", second)
