@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .engines import ENGINES, Engine, get_engine
+from .engines import ENGINES, Engine, get_engine, processes
 from .errors import InputError, Interrupted
 from .evaluation import report
 
@@ -33,6 +33,14 @@ def argument_parser(description: str, **more) -> argparse.ArgumentParser:
         help="auto: detectron2 where it is installed, else the built-in engine on torchvision",
     )
     return parser
+
+
+def add_processes(parser: argparse.ArgumentParser):
+    """The arguments of :meth:`ga_scope.engines.Engine.launch`."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
 
 
 def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
@@ -73,10 +81,7 @@ def train_net(argv=None) -> dict:
     parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
-    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
+    add_processes(parser)
     args = parse(parser, argv)
     return get_engine(args.engine).launch(_train_net, args)
 
@@ -84,7 +89,7 @@ def train_net(argv=None) -> dict:
 def _train_net(args) -> dict:
     engine = get_engine(args.engine)
     cfg = engine.setup(args.config_file, args.opts)
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = processes.rank() == 0
     if first:
         announce(engine, cfg.MODEL.DEVICE, args.config_file)
     engine.begin(cfg, args.config_file, args.eval_only)

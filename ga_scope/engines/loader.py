@@ -102,6 +102,7 @@ def train_loader(cfg, records: Records, mapper, seed: int, start: int = 0) -> Da
         batch_sampler=_Share(batches, start, cfg.SOLVER.ACCUMULATION_STEPS),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # from elsewhere a copy waits for what the GPU is at
         worker_init_fn=in_worker,
         generator=torch.Generator().manual_seed(seed),  # else it would draw from the training's
     )

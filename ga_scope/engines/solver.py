@@ -37,12 +37,8 @@ def build_optimizer(cfg, groups: list[dict]) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": True}
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, **common)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+        return torch.optim.AdamW(groups, **common)
+    return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
 
 
 def clip_gradients(cfg, parameters: Iterable[nn.Parameter], norm: Tensor):
