@@ -218,6 +218,11 @@ def amp(cfg, builtin):
         _wrong("SOLVER.AMP.ENABLED", f"False on {cfg.MODEL.DEVICE}", True, hint)
 
 
+def patience(cfg, builtin):
+    if cfg.TEST.PATIENCE and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        _wrong("TEST.PATIENCE", "0 without TEST.BEST_METRIC, TEST.EVAL_PERIOD and DATASETS.TEST", cfg.TEST.PATIENCE)
+
+
 RULES = (
     pixels,
     crop,
@@ -232,4 +237,5 @@ RULES = (
     group_norms,
     ignore_regions,
     amp,
+    patience,
 )
