@@ -118,6 +118,8 @@ def _load(json_file, image_root, name, extras):
         annotations,
         annotated,
         json_file,
+        count,
+        problems,
     )
 
 
