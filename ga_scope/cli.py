@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from .engines import ENGINES, Engine, get_engine
-from .errors import InputError
+from .errors import InputError, Interrupted
 from .evaluation import report
 
 DEBUG = "--debug"
@@ -55,6 +55,9 @@ def end_well(main: Callable):
             sys.exit(f"{type(error).__name__}: {error}")
         # A full disk, a folder that may not be written.
         sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -70,10 +73,10 @@ def train_net(argv=None) -> dict:
     parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--num-gpus", type=int, default=1, help="per machine (detectron2 engine)")
-    parser.add_argument("--num-machines", type=int, default=1, help="(detectron2 engine)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (detectron2 engine)")
-    parser.add_argument("--dist-url", default=None, help="where the processes meet (detectron2 engine)")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
     args = parse(parser, argv)
     return get_engine(args.engine).launch(_train_net, args)
 

@@ -27,6 +27,25 @@ class CheckpointError(InputError):
     """A checkpoint that cannot be used; the message names the file."""
 
 
+class TrainingError(InputError):
+    """A training that cannot go on, as one whose losses are not finite; the message says what to try."""
+
+
+class Interrupted(Exception):
+    """A run that a signal ended.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int, text: str = ""):
+        super().__init__(signal, text)
+        self.signal = signal
+
+    def __str__(self):
+        return self.args[1] or "interrupted"
+
+
 def _one_line(text: str) -> str:
     if text.startswith("Caught ") and "Traceback" in text:
         # torch gives an error of a loader's process the traceback there; its last line is the error itself.

@@ -17,7 +17,8 @@ import torch
 
 from .. import untrusted
 from ..errors import CheckpointError
-from .weights import read_torch, renamed
+from .backbone_names import renamed
+from .weights import read_torch
 
 # (MMDetection's name, detectron2's name), sums in braces.
 BACKBONE = [
