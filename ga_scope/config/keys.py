@@ -137,6 +137,14 @@ KEYS = [
     *section(
         "DATALOADER.",
         ("NUM_WORKERS", 4, whole(0), "Processes that read images; 0: the training itself does."),
+        (
+            "BAD_IMAGES",
+            "error",
+            one_of("error", "skip"),
+            "An image that cannot be read ends a training; or the next takes its place, and it is named at the end.",
+        ),
+        ("MAX_BAD_IMAGES", 10, whole(0), "Of more of them the training ends.",
+         {"when": chosen("DATALOADER.BAD_IMAGES", "skip")}),
         ("ASPECT_RATIO_GROUPING", True, switch, "Batches of images that are all wide or all tall."),
         ("FILTER_EMPTY_ANNOTATIONS", True, switch, "Images without objects are left out of training."),
     ),
