@@ -55,11 +55,24 @@ def end_well(main: Callable):
             sys.exit(f"{type(error).__name__}: {error}")
         # A full disk, a folder that may not be written.
         sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or DEBUG in sys.argv:
+            raise
+        sys.exit(
+            f"out of memory ({' '.join(str(error).split())[:200] or 'of the host'}): try a smaller "
+            "SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
+        )
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the host or of a device; torch has a class of its own for the latter alone."""
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return named or any(text in str(error) for text in ("can't allocate memory", "out of memory"))
 
 
 def announce(engine: Engine, device: str, config_file: str):

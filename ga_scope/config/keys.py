@@ -180,7 +180,7 @@ KEYS = [
         ("WEIGHT_DECAY", 0.0001, number(0), "Of all but norms."),
         ("WEIGHT_DECAY_NORM", 0.0, number(0), "Of normalisation layers."),
         ("GAMMA", 0.1, number(above=0), "Factor of the learning rate at each of STEPS.", {"when": IN_STEPS}),
-        ("STEPS", (30000,), ascending(whole(1)), "Where the learning rate falls.", {"when": IN_STEPS}),
+        ("STEPS", (30000,), ascending(whole(1), strictly=True), "Where the learning rate falls.", {"when": IN_STEPS}),
         ("WARMUP_FACTOR", 1.0 / 1000, fraction, "Share of the learning rate at the first step."),
         ("WARMUP_ITERS", 1000, whole(0), "Steps until the whole of it."),
         ("WARMUP_METHOD", "linear", one_of("linear", "constant"), "How it gets there."),

@@ -25,6 +25,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ga_scope.cli import end_well
 from ga_scope.config import SCHEMA, flat, get
 from ga_scope.data import coco, image_record, read_image
 from ga_scope.data.coco import load_coco_json
@@ -449,9 +450,15 @@ def _no_checkpoints():
 def _train(engine, path, overrides, train):
     engine = get_engine(engine)
     quiet = io.StringIO()
-    with warnings_of("ga_scope"), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+
+    def command():
         cfg = engine.setup(path, overrides)
-        if not train:
-            return "read"
-        engine.train(cfg)
-    return "trained"
+        if train:
+            engine.train(cfg)
+
+    with warnings_of("ga_scope"), contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        try:
+            end_well(command)
+        except SystemExit as end:  # the line that a user sees
+            raise InputError(str(end.code)) from end
+    return "trained" if train else "read"
