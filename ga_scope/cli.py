@@ -55,19 +55,36 @@ def end_well(main: Callable):
     """Runs a command; what is wrong with the input is one line, after the traceback where ``--debug`` asks for it."""
     try:
         main()
-    except (InputError, OSError) as error:
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        line = what_to_say(error)
+        if line is None:
+            raise
         if DEBUG in sys.argv:
             traceback.print_exc()
             print(getattr(error, "details", ""), file=sys.stderr)  # with the traceback of a loader's process
-        if isinstance(error, InputError):
-            sys.exit(f"{type(error).__name__}: {error}")
-        # A full disk, a folder that may not be written.
-        sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        sys.exit(line)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def what_to_say(error: Exception) -> str | None:
+    """One line for people; None of what is wrong with the program itself."""
+    if isinstance(error, InputError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written
+        return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    # torch has a class of its own for a device's memory alone.
+    text = " ".join(str(error).split())
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if named or any(words in text for words in ("can't allocate memory", "out of memory")):
+        return (
+            f"out of memory ({text[:200] or 'of the host'}): try a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN "
+            "or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
+        )
+    return None
 
 
 def announce(engine: Engine, device: str, config_file: str):
