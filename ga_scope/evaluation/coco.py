@@ -1,8 +1,8 @@
 """COCO metrics of a dataset's results, of either engine.
 
 Proposals are scored as the paper does (Table 1): class-agnostic average recall over IoU 0.50:0.05:0.95 at several
-numbers of proposals, and at 100 by object area and by aspect. Boxes get COCO's average precision and recall, by pycocotools. All are
-fractions, of the file's own annotations: what was cleaned or left out for training counts here.
+numbers of proposals, and at 100 by object area and by aspect. Boxes get COCO's average precision and recall, by
+pycocotools. All are fractions, of the file's own annotations: what was cleaned or left out for training counts here.
 """
 
 import contextlib
