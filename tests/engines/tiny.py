@@ -40,10 +40,10 @@ class Tiny(nn.Module):
         return Results(losses) if self.wrapped else losses
 
 
-def use_tiny_model(put):
-    """``put(class, name, value)`` replaces what the engines build; their other models are as they were."""
+def use_tiny_model(put, engine="detectron2"):
+    """``put(class, name, value)`` replaces what the engines build; ``engine`` torchvision: of that one alone."""
     put(BuiltinEngine, "build", lambda self, cfg: Tiny(True))
-    if importlib.util.find_spec("detectron2"):
+    if engine == "detectron2" and importlib.util.find_spec("detectron2"):
         from ga_scope.engines.detectron2.engine import Detectron2Engine
 
         put(Detectron2Engine, "build", lambda self, cfg: Tiny(False))
