@@ -79,7 +79,7 @@ def what_to_say(error: Exception) -> str | None:
     if "Expected more than 1 value per channel" in text:  # of torch's batch_norm and group_norm
         return (
             "MODEL: a normalisation layer has one number to normalise, on a map of 1 x 1: try a larger "
-            "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, a NORM of FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
+            "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, NORM FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
         )
     return None
 
