@@ -55,7 +55,7 @@ def end_well(main: Callable):
     """Runs a command; what is wrong with the input is one line, after the traceback where ``--debug`` asks for it."""
     try:
         main()
-    except (InputError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         line = what_to_say(error)
         if line is None:
             raise
@@ -83,6 +83,11 @@ def what_to_say(error: Exception) -> str | None:
         return (
             f"out of memory ({text[:200] or 'of the host'}): try a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN "
             "or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
+        )
+    if "Expected more than 1 value per channel" in text:  # of torch's batch_norm and group_norm
+        return (
+            "MODEL: a normalisation layer has one number to normalise, on a map of 1 x 1: try a larger "
+            "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, NORM FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
         )
     return None
 

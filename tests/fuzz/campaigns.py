@@ -401,12 +401,12 @@ def _configuration(rng, base: Path, folder: Path):
     names = [name for name in flat(cfg) if name in SCHEMA.keys]
     if rng.random() < 0.9:
         names = [name for name in names if SCHEMA.is_read(cfg, name)]
-    for _ in range(rng.choice([1, 1, 2, 3])):
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         name = rng.choice(names)
         choices = SCHEMA.keys[name].check.choices
         if choices and rng.random() < 0.5:
             mutated[name] = rng.choice(choices)
-        elif rng.random() < 0.5:
+        elif rng.random() < 0.7:
             mutated[name] = mutation.scaled(rng, get(cfg, name))
         else:
             mutated[name] = mutation.value(rng, get(cfg, name))
