@@ -548,10 +548,8 @@ def test_the_average_is_its_definition(engine, shapes, tmp_path):
             "SOLVER.WARMUP_ITERS": 0}  # fmt: skip
     run("ga_rpn", engine, options(shapes, tmp_path, **more))
     seed_everything(0, WEIGHTS)
-    expected = {
-        k: v.detach().clone()
-        for k, v in get_engine(engine).build(setup("ga_rpn", ["MODEL.DEVICE", "cpu"])).state_dict().items()
-    }
+    fresh = get_engine(engine).build(setup("ga_rpn", ["MODEL.DEVICE", "cpu"]))
+    expected = {key: value.detach().clone() for key, value in fresh.state_dict().items()}
     for step in ("model_0000000", "model_0000001", "model_final"):
         for key, value in content(tmp_path, step)["model"].items():
             expected[key] = 0.8 * expected[key] + 0.2 * value
