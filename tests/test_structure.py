@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"tools", "train_net"},
     {"ablation", "cli"},
+    {"prediction", "reporting"},
     {"api"},
     {"engines"},
     {"visualization", "evaluation"},
