@@ -3,6 +3,8 @@
 # make test    the tests
 # make bench   the benchmarks, and the table of bars that the operators are held to: output/bench.csv
 # make lint    ruff and clang-format
+# make docs    the site: output/docs/index.html; a warning or a dead link within it is an error
+# make linkcheck  its links to other places (a network)
 # make cuda-check  compiles the CUDA kernels for every architecture; fails on spilled registers (a toolkit, no GPU)
 # make gpu-check   all that needs a GPU: tests, sanitizers, benchmarks, short trainings (tools/gpu_check.sh)
 # make install what all of them do first: a virtual environment with pinned versions, and the operators.
@@ -20,7 +22,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh tools/cuda_toolkit.py
 
-.PHONY: install demo scopenet-demo test bench lint format cuda-check gpu-check clean
+.PHONY: install demo scopenet-demo test bench lint docs linkcheck format cuda-check gpu-check clean
 
 install: $(INSTALLED)
 
@@ -56,6 +58,12 @@ lint: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(dir $(PY))clang-format --dry-run --Werror $(shell find csrc -type f)
+
+docs: install
+	$(PY) -m sphinx -q -W --keep-going -b html docs output/docs
+
+linkcheck: install
+	$(PY) -m sphinx -q -b linkcheck docs output/linkcheck
 
 format: install
 	$(PY) -m ruff format .

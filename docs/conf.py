@@ -20,8 +20,7 @@ exclude_patterns = ["_build", "ablations/shapes/*.json"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
-# The pages name files of the repository, which are no part of the site, in backticks and not as links.
-suppress_warnings = []
+suppress_warnings = ["myst.header"]  # the tables of ablations are parts of a page, with smaller headings
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -32,5 +31,15 @@ napoleon_use_rtype = False
 linkcheck_timeout = 20
 
 
+def list_all_pages(app, name: str, source: list[str]):
+    """Pages that the index does not name come at its end: none is out of reach."""
+    if name != "index":
+        return
+    others = sorted(path.stem for path in HERE.glob("*.md") if path.stem not in source[0] and path.stem != "index")
+    if others:
+        source[0] += "\n```{toctree}\n:caption: More\n:maxdepth: 1\n\n" + "\n".join(others) + "\n```\n"
+
+
 def setup(app):
     app.connect("builder-inited", lambda _: generate.write(HERE / "generated"))
+    app.connect("source-read", list_all_pages)

@@ -14,13 +14,11 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..api import Detected, Detector
-from ..data import Dataset
-from ..data.images import resized_shape
+from ..data import Dataset, read_image
 from ..evaluation import Evaluation
 from ..evaluation.coco import accumulated
-from ..evaluation.diagnosis import Diagnosis
+from ..evaluation.explanation import diagnose, diagnosis_of
 from ..evaluation.matching import NOTHING, REGION, best_f1, match, overlaps
-from ..modeling.guided_anchoring import GuidedAnchorRPN
 from ..visualization.panels import probability_map
 from ..visualization.scope import rank_correlation
 from .curves import Curves, read_curves
@@ -110,15 +108,12 @@ def collect(detector: Detector, dataset: Dataset, folder=None, name: str | None 
         name: of the run (default: that of the folder).
     """
     evaluation = Evaluation(dataset, detector.cfg.TEST.DETECTIONS_PER_IMAGE)
-    diagnosis = _diagnosis(detector)
+    diagnosis = diagnosis_of(detector)
     seen: list[_Seen] = []
     for index, found in enumerate(tqdm(detector.stream(dataset, maps=True), total=len(dataset), unit="image")):
         evaluation.add(found.record["image_id"], found)
         if diagnosis is not None:
-            height, width = found.record["height"], found.record["width"]
-            size = (detector.cfg.INPUT.MIN_SIZE_TEST, detector.cfg.INPUT.MAX_SIZE_TEST)
-            rows, _ = resized_shape(height, width, *size)
-            diagnosis.add(found, torch.from_numpy(dataset.objects(index)[0]), height / rows)
+            diagnose(diagnosis, detector.cfg, dataset, index, found)
         seen.append(_see(dataset, index, found))
     summary = _summary(detector, dataset)
     curves = read_curves(folder, dataset.name) if folder else Curves({}, {})
@@ -135,14 +130,6 @@ def collect(detector: Detector, dataset: Dataset, folder=None, name: str | None 
         _galleries(facts, dataset, seen)
     _recalls(facts, seen, with_boxes)
     return facts
-
-
-def _diagnosis(detector) -> Diagnosis | None:
-    rpn = next((m for m in detector.model.modules() if isinstance(m, GuidedAnchorRPN)), None)
-    if rpn is None:
-        return None
-    sigma = getattr(rpn.shapes, "sigma", rpn.location_targets.sigma)
-    return Diagnosis([sigma * s for s in rpn.strides], rpn.selection.threshold, rpn.post_nms_topk[1])
 
 
 def _summary(detector, dataset) -> list[tuple[str, str]]:
@@ -315,8 +302,6 @@ def _alarmed(facts, dataset, one: _Seen, d: int) -> Picture:
 def _picture(facts, dataset, one: _Seen, box, title, text, alarm: int | None = None) -> Picture:
     """A crop around a box: objects in green, detections in orange; the false alarm, or the missed object, in red."""
     record = dataset.image(one.index)
-    from ..data import read_image
-
     image = read_image(record)
     x1, y1, x2, y2 = box
     half = max(x2 - x1, y2 - y1, min(image.size) / 6) * 0.9
