@@ -11,10 +11,10 @@ from pycocotools.cocoeval import COCOeval
 from ga_scope.evaluation.matching import NOTHING, REGION, best_f1, match, overlaps
 
 
-def boxes(generator, count, size=60):
+def boxes(generator, count, size=16):
     """On a coarse grid, so that ties are frequent."""
     low = generator.integers(0, size // 4, (count, 2)) * 4
-    return np.concatenate([low, low + 4 * generator.integers(1, 8, (count, 2))], 1).astype(float)
+    return np.concatenate([low, low + 4 * generator.integers(2, 6, (count, 2))], 1).astype(float)
 
 
 def as_coco(truth, labels, regions, region_labels, found, found_labels, scores):
