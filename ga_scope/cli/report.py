@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..api import Detector
-from ..errors import DatasetError
+from ..config import class_key
+from ..errors import CheckpointError, DatasetError
 from ..evaluation.report import write_text
 from ..reporting.facts import collect
 from ..reporting.page import render
@@ -52,6 +53,10 @@ def _collect(run, name, args):
     if wanted is None:
         raise DatasetError("DATASETS.TEST: expected a dataset to show, got none; --dataset names one")
     dataset = detector.engine.dataset(wanted, detector.cfg)
+    if class_key(detector.cfg) and detector.classes != dataset.classes:
+        raise CheckpointError(
+            f"{run}: was trained on the classes {', '.join(detector.classes)}; {wanted} has {', '.join(dataset.classes)}"
+        )
     if not dataset.annotated:
         raise DatasetError(f"{wanted}: expected annotations to compare with, got images alone")
     return collect(detector, dataset.first(args.limit), run, name)

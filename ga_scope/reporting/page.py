@@ -19,7 +19,7 @@ STYLE = """
   --s5: #d9b844; --s6: #46c8d2; --s7: #a3abb8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 12px 16px 60px; background: var(--back); color: var(--text);
-  font: 16px/1.45 system-ui, sans-serif; }
+  font: 16px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: .6rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; scroll-margin-top: 8px; }
 h3 { font-size: 1rem; margin: .2rem 0 .4rem; } a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: 4px 14px; padding: 6px 0; border-bottom: 1px solid var(--line); }

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ga_scope import Detector
 from ga_scope.cli.report import main
+from ga_scope.data.shapes import CLASSES
 from ga_scope.errors import CheckpointError, ConfigError
 from ga_scope.evaluation import Evaluation
 from ga_scope.reporting.charts import MOST_POINTS, bar_chart, line_chart, thinned
@@ -23,10 +24,10 @@ from .conftest import ENGINES, config, overrides, random_weights
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 
-def a_run(name, shapes, folder, **more):
+def a_run(name, shapes, folder, classes=CLASSES, **more):
     """OUTPUT_DIR as a training leaves it: configuration, weights, TensorBoard's file; the weights are random."""
     opts = overrides(shapes, folder, **more)
-    opts = random_weights(name, opts, folder, classes=["square", "circle", "triangle", "star", "ring"])
+    opts = random_weights(name, opts, folder, classes=list(classes))
     weights = folder / "random.pth"
     weights.rename(folder / "model_final.pth")
     detector = Detector(config(name), folder / "model_final.pth", opts[:-2], "torchvision")
@@ -156,7 +157,7 @@ def test_of_a_run(engine, guided, tmp_path, capsys):
     assert_self_contained(text)
     for heading in ("Training", "Confusion", "Recall by size", "Where guided anchors lose objects", "Worst misses"):
         assert heading in text
-    assert text.count("<img") >= 2 and "total_loss" in text and "square" in text
+    assert text.count("<img") >= 2 and "total_loss" in text and "triangle" in text
 
 
 def test_of_two_runs(both, tmp_path):
@@ -181,6 +182,12 @@ def test_what_is_wrong_is_named(guided, tmp_path):
         main([str(tmp_path)])
     with pytest.raises(SystemExit):
         main(["a", "b", "c"])
+
+
+def test_other_classes_are_refused(shapes, tmp_path):
+    folder = a_run("scopenet", shapes, tmp_path, classes=CLASSES[::-1])
+    with pytest.raises(CheckpointError, match="was trained on the classes letter, star, .* has rectangle, ellipse, "):
+        main([str(folder), "--engine", "torchvision"])
 
 
 def test_charts_say_what_they_are_given():
