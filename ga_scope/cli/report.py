@@ -55,7 +55,8 @@ def _collect(run, name, args):
     dataset = detector.engine.dataset(wanted, detector.cfg)
     if class_key(detector.cfg) and detector.classes != dataset.classes:
         raise CheckpointError(
-            f"{run}: was trained on the classes {', '.join(detector.classes)}; {wanted} has {', '.join(dataset.classes)}"
+            f"{run}: was trained on the classes {', '.join(detector.classes)}; {wanted} has "
+            f"{', '.join(dataset.classes)}"
         )
     if not dataset.annotated:
         raise DatasetError(f"{wanted}: expected annotations to compare with, got images alone")

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 34
 MOST_POINTS = 300  # of a line
 
 Series = tuple[str, list[tuple[float, float]]]  # name, points

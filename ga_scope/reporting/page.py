@@ -26,6 +26,7 @@ nav { display: flex; flex-wrap: wrap; gap: 4px 14px; padding: 6px 0; border-bott
 nav a { padding: 4px 0; } p { margin: .4rem 0; max-width: 75ch; } .soft, .none { color: var(--soft); }
 .grid2 { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0; }
+.flow { display: flex; flex-wrap: wrap; gap: 16px; align-items: start; } .flow .card { max-width: 100%; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } 
@@ -62,6 +63,7 @@ def render(runs: list[Facts]) -> str:
         ("alarms", "Worst false alarms", _gallery(runs, "alarms")),
     ]
     title = " against ".join(run.name for run in runs)
+    lead = "".join(f"<p><b>{tag}</b>: {escape(run.name)}</p>" for tag, run in zip(_tags(runs), runs) if len(runs) > 1)
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
     body = "".join(
         f'<section><h2 id="{name}">{escape(heading)}</h2>{text}</section>' for name, heading, text in sections
@@ -70,7 +72,7 @@ def render(runs: list[Facts]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
-        f'<body><h1 id="top">{escape(title)}</h1><nav>{links}</nav>{body}'
+        f'<body><h1 id="top">{escape(title)}</h1>{lead}<nav>{links}</nav>{body}'
         '<p class="soft"><a href="#top">To the top</a></p></body></html>\n'
     )
 
@@ -89,13 +91,19 @@ def _table(head: list[str], rows: list[list[str]], long_last: bool = False) -> s
     return f'<div class="wide"><table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cards(cards: list[tuple[str, str]]) -> str:
+def _cards(cards: list[tuple[str, str]], kind: str = "grid2") -> str:
+    """Side by side: charts in columns of equal width (``grid2``), tables as wide as they are (``flow``)."""
     inside = "".join(f'<div class="card"><h3>{escape(heading)}</h3>{content}</div>' for heading, content in cards)
-    return f'<div class="grid2">{inside}</div>'
+    return f'<div class="{kind}">{inside}</div>'
 
 
 def _each(runs: list[Facts], heading: str) -> list[str]:
-    return [f"{heading}: {run.name}" if len(runs) > 1 else heading for run in runs]
+    return [f"{heading}: {tag}" if len(runs) > 1 else heading for tag in _tags(runs)]
+
+
+def _tags(runs: list[Facts]) -> list[str]:
+    """Of two runs a letter each: names are long, and tables on a phone narrow."""
+    return ["A", "B"][: len(runs)] if len(runs) > 1 else [run.name for run in runs]
 
 
 def _summary(runs):
@@ -110,9 +118,9 @@ def _summary(runs):
             gain = values[1] - values[0]
             cells.append((f"{gain:+.1f}" if key in PLAIN else f"{100 * gain:+.1f}") if math.isfinite(gain) else "–")
         rows.append([escape(key), *cells])
-    head = ["metric, in %", *(run.name for run in runs), *(["difference"] if len(runs) == 2 else [])]
-    about_table = _table(["", *(run.name for run in runs)], about, long_last=True)
-    return _cards([("Runs" if len(runs) > 1 else "Run", about_table), ("Metrics", _table(head, rows))])
+    head = ["metric, in %", *_tags(runs), *(["difference"] if len(runs) == 2 else [])]
+    about_table = _table(["", *_tags(runs)], about, long_last=True)
+    return _cards([("Runs" if len(runs) > 1 else "Run", about_table), ("Metrics", _table(head, rows))], "flow")
 
 
 def _training(runs):
@@ -122,11 +130,13 @@ def _training(runs):
         return nothing("no curves: there are no TensorBoard files in the run's folder")
     cards = []
     for name in losses:
-        series = [(run.name, run.curves.losses.get(name, [])) for run in runs]
+        series = [(tag, run.curves.losses.get(name, [])) for tag, run in zip(_tags(runs), runs)]
         cards.append((name, line_chart(series, "step", "loss")))
     shown = [k for k in ("AP", "AP50", "AP75", "AR@100") if k in metrics]
     for name in shown:
-        series = [(run.name, [(a, 100 * b) for a, b in run.curves.metrics.get(name, [])]) for run in runs]
+        series = [
+            (tag, [(a, 100 * b) for a, b in run.curves.metrics.get(name, [])]) for tag, run in zip(_tags(runs), runs)
+        ]
         cards.append((name, line_chart(series, "step", f"{name}, %", dots=True)))
     return _cards(cards)
 
@@ -135,8 +145,8 @@ def _per_class(runs):
     if not any(run.per_class for run in runs):
         return nothing("the model knows no classes")
     head, rows = ["class", "objects"], {}
-    for run in runs:
-        head += [f"{m} {run.name}" if len(runs) > 1 else m for m in ("AP", "AP50", "AP75")]
+    for tag, run in zip(_tags(runs), runs):
+        head += [f"{m} {tag}" if len(runs) > 1 else m for m in ("AP", "AP50", "AP75")]
         for name, objects, *values in run.per_class:
             rows.setdefault(name, [escape(name), str(objects)]).extend(map(percent, values))
     whole = [row for row in rows.values() if len(row) == len(head)]
@@ -178,15 +188,15 @@ def _confusion(runs):
                     cells.append("")  # nothing, of which nothing is said
                     continue
                 share = round(100 * count / total)
-                cells.append(f'<span style="opacity:{0.35 + 0.65 * share / 100:.2f}">{count}</span>' if count else "·")
+                cells.append(f'<span style="opacity:{0.6 + 0.4 * share / 100:.2f}">{count}</span>' if count else "·")
             rows.append([escape(name), *cells])
         said = f"of score {run.threshold:.2f} or more, where F1 is best ({percent(run.f1)} %); IoU 0.5"
         cards.append((heading, _table(["object \\ said", *names], rows) + f'<p class="soft">{said}</p>'))
-    return _cards(cards) if cards else nothing("the model knows no classes")
+    return _cards(cards, "flow") if cards else nothing("the model knows no classes")
 
 
 def _bins(edges) -> list[str]:
-    return [f"{a:g}+" if b == float("inf") else f"{a:g}–{b:g}" for a, b in itertools.pairwise(edges)]
+    return [f"{a:g}+" if b == float("inf") else f"<{b:g}" for a, b in itertools.pairwise(edges)]
 
 
 RATIO_NAMES = ["<¼", "¼–½", "½–⅘", "⅘–1¼", "1¼–2", "2–4", ">4"]
@@ -199,9 +209,9 @@ def _recall(runs):
         ("ratio", "By shape: height by width", RATIO_NAMES),
     ):
         series = []
-        for run in runs:
+        for tag, run in zip(_tags(runs), runs):
             for curve, values in run.recalls.get(part, {}).items():
-                series.append((f"{curve}, {run.name}" if len(runs) > 1 else curve, values))
+                series.append((f"{curve}, {tag}" if len(runs) > 1 else curve, values))
         if series:
             notes = [str(count) for count in runs[0].counts[part]]
             cards.append((heading, bar_chart(names, series, "share found, IoU 0.5", notes)))
@@ -212,7 +222,7 @@ def _recall(runs):
 def _calibration(runs):
     cards = []
     meaning = {"score": "Score", "p_cls": "p_cls: the class's probability", "p_loc": "p_loc: the box's"}
-    for run in runs:
+    for tag, run in zip(_tags(runs), runs):
         for name, (rows, correlation, count) in run.calibration.items():
             if not rows:
                 continue
@@ -221,7 +231,7 @@ def _calibration(runs):
                 ("share that finds an object", [(score, right) for score, _, right in rows]),
                 ("as sure as right", [(0, 0), (1, 1)]),
             ]
-            heading = f"{meaning[name]}{f', {run.name}' if len(runs) > 1 else ''}"
+            heading = f"{meaning[name]}{f', {tag}' if len(runs) > 1 else ''}"
             said = f"Rank correlation with IoU: {correlation:.3f}, of {count} detections."
             chart = line_chart(series, name, "IoU, share", (0, 1), (0, 1), dots=True)
             cards.append((heading, chart + f'<p class="soft">{said}</p>'))
@@ -240,7 +250,7 @@ def _stages(runs):
         advice = "".join(f"<li>{escape(text)}</li>" for text in run.diagnosis["suggestions"])
         said = f'<p class="soft">Active locations, finest level first: {active}</p><ul>{advice}</ul>'
         cards.append((heading, _table(["stage", *sizes], rows) + said))
-    return _cards(cards) if cards else nothing("the model has no GA-RPN")
+    return _cards(cards, "flow") if cards else nothing("the model has no GA-RPN")
 
 
 def _differences(runs):
@@ -252,10 +262,10 @@ def _differences(runs):
     for key in both:
         table[first.found[key], second.found[key]] += 1
     rows = [
-        [f"{escape(first.name)} finds", str(table[True, True]), str(table[True, False])],
-        [f"{escape(first.name)} misses", str(table[False, True]), str(table[False, False])],
+        ["A finds", str(table[True, True]), str(table[True, False])],
+        ["A misses", str(table[False, True]), str(table[False, False])],
     ]
-    return _table(["objects", f"{second.name} finds", f"{second.name} misses"], rows)
+    return _table(["objects", "B finds", "B misses"], rows)
 
 
 KEY = (
@@ -266,7 +276,7 @@ KEY = (
 
 def _gallery(runs, kind):
     cards = []
-    for run, heading in zip(runs, [run.name for run in runs]):
+    for run, heading in zip(runs, _tags(runs)):
         pictures: list[Picture] = getattr(run, kind)
         inside = "".join(_figure(picture) for picture in pictures)
         content = f'<div class="gallery">{inside}</div>' if pictures else nothing("none")
