@@ -78,8 +78,8 @@ def test_configurations_by_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "COCO-Detection").mkdir()
     (tmp_path / f"{name}.yaml").write_text("SEED: 4\n")
     assert read_yaml(f"{name}.yaml")[1] == {"SEED": 4}
-    with pytest.raises(ConfigError, match="ga_fster_rcnn: no such .*; similar: .*ga_faster_rcnn_R_50_FPN_1x"):
-        find_config("ga_fster_rcnn")
+    with pytest.raises(ConfigError, match="ga_fster_rcnn_R_50_FPN_1x: no such .*; similar: COCO-Detection/ga_faster"):
+        find_config("ga_fster_rcnn_R_50_FPN_1x")
 
 
 # ---- keys ----------------------------------------------------------------------------------------------

@@ -140,3 +140,17 @@ def test_what_the_changes_name_is_there():
             assert exists(name), name
         for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]+)`", now):
             assert (ROOT / path).exists(), path
+
+
+def test_the_site_has_every_key_and_command():
+    """The pages that docs/generate.py writes from the code; what is in them is no markup."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    keys, commands = generate.keys(), generate.commands()
+    assert re.findall(r"^### (.+)$", keys, re.M) and set(re.findall(r"^### (.+)$", keys, re.M)) == set(SCHEMA.keys)
+    assert "- default: `8.0`" in keys and "Eq. 2: w = SIGMA \\* stride" in keys
+    for name in generate.COMMANDS:
+        assert f"## ga-scope {name}\n" in commands and f"usage: ga-scope {name} " in commands
+    unnamed = {generate.section_of(key) for key in SCHEMA.keys} - set(generate.SECTIONS)
+    assert not unnamed
