@@ -108,7 +108,7 @@ class Detector:
 
     @classmethod
     def of_run(cls, folder, overrides=(), engine: str | Engine = "auto") -> Detector:
-        """What a training left in its OUTPUT_DIR: its configuration, and the weights that it ended with.
+        """What a training left in its OUTPUT_DIR: its configuration and its best weights (:func:`run_weights`).
 
         Raises:
             ConfigError, CheckpointError: naming what is not there.
@@ -135,7 +135,8 @@ class Detector:
         mapper, records = TestMapper(self.cfg), iter(records)
         while batch := list(islice(records, batch_size)):
             inputs = [mapper(record) for record in batch]
-            yield from zip(batch, self.engine.image_results(inputs, self.engine.infer(self.model, inputs, maps)))
+            found = self.engine.infer(self.model, inputs, maps, self.cfg.TEST.PRECISION)
+            yield from zip(batch, self.engine.image_results(inputs, found))
 
 
 def run_config(folder) -> Path:
@@ -151,14 +152,14 @@ def run_config(folder) -> Path:
 
 
 def run_weights(folder) -> Path:
-    """The weights that a run ended with; of one that is still training, or was interrupted, its newest.
+    """The best weights of a run that was evaluated on its way; else those that it ended with; else its newest.
 
     Raises:
         CheckpointError: there are none.
     """
     folder = Path(folder)
     pointer = folder / LAST
-    names = ["model_final.pth", *([pointer.read_text().strip()] if pointer.is_file() else [])]
+    names = ["model_best.pth", "model_final.pth", *([pointer.read_text().strip()] if pointer.is_file() else [])]
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         raise CheckpointError(f"{folder}: expected a checkpoint (model_final.pth), got none")

@@ -17,7 +17,7 @@ LAYERS = [
     {"visualization", "evaluation"},
     {"config", "data"},
     {"modeling"},
-    {"ops"},
+    {"ops", "untrusted"},
     {"errors", "collect_env"},
 ]
 DETECTRON2_ONLY_IN = "ga_scope/engines/detectron2/"

@@ -24,7 +24,7 @@ from ga_scope.errors import ConfigError
 
 def main():
     known = tables()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument(
         "--table",
         nargs="+",
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--rows", nargs="+", action="extend", metavar="LABEL", help="only these rows, by their labels")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with its share of the cores")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes of a run, one for each GPU")
     parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
     parser.add_argument("--continue", dest="continue_runs", action="store_true", help="interrupted training goes on")
@@ -58,7 +59,7 @@ def main():
         parser.error(f"--jobs: expected at least 1, got {args.jobs}")
     # Commands are printed, run and compared as from the repository's root.
     output = Path(os.path.relpath(args.output.resolve(), ROOT)) if args.output.is_relative_to(ROOT) else args.output
-    suite = Suite(args.dataset, output, resolved(args.engine), tuple(args.opts), args.continue_runs)
+    suite = Suite(args.dataset, output, resolved(args.engine), tuple(args.opts), args.continue_runs, args.num_gpus)
     chosen = {name: known[name] for name in args.table}
     labels = [row.label for table in chosen.values() for row in table.rows]
     unknown = set(args.rows or ()) - set(labels)

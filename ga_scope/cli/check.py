@@ -1,93 +1,54 @@
 """``check``: what a training would find out late."""
 
+import os
 import time
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..config import class_key, flat, get
 from ..config.files import find_config
-from ..data import Dataset, open_image
-from ..data.images import resized_shape
+from ..data.check import check_datasets
 from ..engines import Engine, get_engine
-from ..errors import DatasetError
+from ..evaluation import write_json
 from .common import argument_parser, parse
 
 HELP = """Looks at a configuration, its data and its weights before hours of training.
 
-Every key is checked; the datasets of DATASETS.TRAIN and TEST are read, their classes and boxes counted, all their
-images opened; the model is built; MODEL.WEIGHTS, if given, must fit it; two images go through it. What is wrong is
-one line that names the key, the file or the entry.
+Every key is checked; every image of DATASETS.TRAIN and TEST is opened, every annotation checked: counts, classes,
+sizes, the worst entries, and how many objects the levels and anchors of the configuration can reach. Then the model is
+built, MODEL.WEIGHTS, if given, must fit it, and two images go through it. With --dataset only those data are looked at.
 
 Examples:
   ga-scope check --config mine.yaml
-  ga-scope check --config mine.yaml --images 100               open 100 images of each dataset
+  ga-scope check --config mine.yaml --dataset mine_train --json data.json
   ga-scope check --config mine.yaml MODEL.WEIGHTS output/mine/model_final.pth
 
-Exit status: 0, or 1 after one line that says what is wrong, or where images cannot be read.
+Exit status: 0; 1 if an image cannot be used, or if annotations had to be left out or mended, or after one line that
+says what is wrong.
 """
-
-BROKEN_SHOWN = 10
 
 
 def main(argv=None, prog=None) -> int:
-    """0, or 1 where images cannot be read."""
+    """0, or 1 where an image cannot be used or annotations had to be left out or mended."""
     parser = argument_parser(HELP, prog)
-    parser.add_argument("--images", type=int, default=None, help="number of images to open of each dataset (all)")
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="default: all of the configuration's")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the data in numbers")
     args = parse(parser, argv)
     engine = get_engine(args.engine)
     path = find_config(args.config_file)
     cfg = engine.setup(path, args.opts)
     print(f"{path}: {len(flat(cfg))} keys, of {engine.name}: {cfg.MODEL.META_ARCHITECTURE} on {cfg.MODEL.DEVICE}")
-    broken = 0
-    for part, datasets in (("TRAIN", engine.training_sets(cfg)), ("TEST", engine.test_sets(cfg))):
-        for dataset in datasets:
-            print(f"DATASETS.{part}: {describe(cfg, dataset)}")
-            broken += count_broken(dataset, args.images)
-    check_model(engine, cfg)
-    print("ready" if not broken else f"{broken} images cannot be read: a training would end at the first")
-    return 1 if broken else 0
-
-
-def describe(cfg, dataset: Dataset) -> str:
-    """Images, classes with their numbers of objects, and how large the objects are in the network."""
-    boxes, labels, scales = [], [], []
-    for index in range(len(dataset)):
-        found, classes = dataset.objects(index)
-        boxes.append(found)
-        labels.append(classes)
-        height, width = int(dataset.heights[index]), int(dataset.widths[index])
-        rows, _ = resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        scales += [rows / height] * len(found)
-    boxes, labels = np.concatenate(boxes), np.concatenate(labels)
-    text = f"{dataset.name}: {len(dataset)} images, {len(boxes)} objects"
-    if not len(boxes):
-        return text
-    counts = np.bincount(labels, minlength=len(dataset.classes))
-    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)) * np.array(scales)
-    low, middle, high = np.percentile(sides, [5, 50, 95])
-    classes = ", ".join(f"{name} {count}" for name, count in zip(dataset.classes, counts))
-    return f"{text}\n  {classes}\n  sides in the network: {low:.0f} to {high:.0f} px, median {middle:.0f} (5 to 95 %)"
-
-
-def count_broken(dataset: Dataset, most: int | None) -> int:
-    """Images that cannot be opened or have another size than the annotations say; the first of them are named."""
-    broken, count = 0, len(dataset) if most is None else min(most, len(dataset))
-    for index in range(count):
-        record = dataset.image(index)
-        try:
-            size = open_image(record["file_name"]).size
-            if size != (record["width"], record["height"]):
-                raise DatasetError(
-                    f"{record['file_name']}: expected {record['width']} x {record['height']} pixels (the "
-                    f"annotations), got {size[0]} x {size[1]}"
-                )
-        except DatasetError as error:
-            broken += 1
-            if broken <= BROKEN_SHOWN:
-                print(f"  {error}")
-    print(f"  {count - broken} of {count} images can be read")
-    return broken
+    names = args.dataset or list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    reports = check_datasets(cfg, [engine.find_dataset(name, False) for name in names], args.workers)
+    print("\n\n".join(report.as_text() for report in reports))
+    if args.json:
+        write_json(args.json, [vars(report) | {"clean": report.clean} for report in reports], indent=2)
+    if not args.dataset:
+        engine.training_records(cfg)  # the same classes everywhere, and something to learn
+        check_model(engine, cfg)
+    return 0 if all(report.clean for report in reports) else 1
 
 
 def check_model(engine: Engine, cfg):

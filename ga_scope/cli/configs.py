@@ -2,7 +2,7 @@
 
 from ..config.files import CONFIGS, find_config
 from ..errors import ConfigError
-from .common import described_parser
+from .common import plain_parser
 
 HELP = """Lists the configurations that come with the project, or prints where one of them lies.
 
@@ -15,7 +15,7 @@ Examples:
 
 
 def main(argv=None, prog=None):
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("name", nargs="?", help="print the path of this one")
     args = parser.parse_args(argv)
     if CONFIGS is None:

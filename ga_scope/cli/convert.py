@@ -2,7 +2,7 @@
 
 from ..engines import get_engine
 from ..engines.mmdetection import compare, convert_checkpoint
-from .common import described_parser
+from .common import plain_parser
 
 HELP = """Turns a guided-anchoring checkpoint of MMDetection into one of this project, for either engine.
 
@@ -23,7 +23,7 @@ Exit status: 0; 1 where checkpoint and configuration differ, or after one line t
 
 def main(argv=None, prog=None) -> int:
     """Exit code 0, or 1 where the checkpoint and the configuration differ."""
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("source", help="checkpoint of MMDetection")
     parser.add_argument("target", nargs="?", help="file to write")
     parser.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 
 from ..data.importers import FORMATS, ImportOptions, import_dataset
-from .common import described_parser
+from .common import plain_parser
 
 HELP = """Brings a data set in Pascal VOC, YOLO or COCO format into this project's layout.
 
@@ -36,7 +36,7 @@ def fraction(text):
 
 
 def main(argv=None, prog=None):
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", help="folder; or the yaml file (yolo), or one annotation file (coco)")
     parser.add_argument("output", help="folder to write, for example datasets/bccd")

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..api import Detector
 from ..config import SCHEMA
 from ..prediction import Options, predict
-from .common import add_engine, described_parser
+from .common import add_engine, plain_parser
 
 HELP = """Finds objects in photos, folders, videos and cameras.
 
@@ -37,7 +37,7 @@ _PLAIN = {name for name in SCHEMA.keys if "." not in name}
 
 
 def main(argv=None, prog=None):
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="what to look at")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", metavar="FOLDER", help="OUTPUT_DIR of a training: its configuration and its weights")

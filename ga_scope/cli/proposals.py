@@ -1,10 +1,12 @@
 """``proposals``: the proposals of a dataset's images, as a file."""
 
+from collections import deque
 from pathlib import Path
 
 from ..api import Detector
 from ..data import dump_proposals
-from .common import argument_parser, parse
+from ..engines import get_engine, processes
+from .common import add_processes, argument_parser, parse
 
 HELP = """Writes the proposals of a dataset's images, for Fast R-CNN and fine-tuning.
 
@@ -22,8 +24,18 @@ def main(argv=None, prog=None):
     parser.add_argument("--dataset", required=True, help="name of a dataset, of COCO or of DATASETS.REGISTER")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .npz or .pkl")
     parser.add_argument("--limit", type=int, default=None, help="proposals per image (default: all, up to 1000)")
+    add_processes(parser)
     args = parse(parser, argv)
+    get_engine(args.engine).launch(dump, args)
+
+
+def dump(args):
+    """In each of the processes."""
     detector = Detector(args.config_file, overrides=args.opts, engine=args.engine)
     dataset = detector.engine.find_dataset(args.dataset, False)
-    dump_proposals(args.output, dataset, detector.stream(dataset), args.limit)
+    results = detector.stream(dataset)
+    if processes.rank():
+        deque(results, maxlen=0)  # a part of the work; the first process writes
+        return
+    dump_proposals(args.output, dataset, results, args.limit)
     print(f"proposals of {len(dataset)} images in {args.output}")

@@ -8,7 +8,7 @@ from ..errors import CheckpointError, DatasetError
 from ..evaluation.report import write_text
 from ..reporting.facts import collect
 from ..reporting.page import render
-from .common import add_engine, described_parser
+from .common import add_engine, plain_parser
 
 HELP = """Writes one HTML file that shows a run, or two runs side by side.
 
@@ -27,7 +27,7 @@ Exit status: 0, or 1 after one line that says what is wrong.
 
 
 def main(argv=None, prog=None):
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of a training; one, or two to compare")
     add_engine(parser)
     parser.add_argument("--dataset", help="name of a dataset with annotations (default: the first of DATASETS.TEST)")

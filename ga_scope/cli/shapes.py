@@ -4,7 +4,7 @@ import logging
 import os
 
 from ..data import make_shapes
-from .common import described_parser
+from .common import plain_parser
 
 HELP = """Makes detection data in COCO format: coloured shapes on noise, of five classes (ga_scope/data/shapes.py).
 
@@ -17,7 +17,7 @@ Examples:
 
 
 def main(argv=None, prog=None):
-    parser = described_parser(HELP, prog)
+    parser = plain_parser(HELP, prog)
     parser.add_argument("output", help="folder for train/, val/ and annotations/")
     parser.add_argument("--train", type=int, default=1000, help="number of training images (default: 1000)")
     parser.add_argument("--val", type=int, default=150, help="number of validation images (default: 150)")

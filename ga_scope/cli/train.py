@@ -5,9 +5,9 @@ import argparse
 import torch
 
 from ..config.files import find_config
-from ..engines import Engine, get_engine
+from ..engines import Engine, get_engine, processes
 from ..evaluation import report
-from .common import argument_parser, parse
+from .common import add_processes, argument_parser, parse
 
 TRAIN = """Trains a model of a detectron2-style configuration and evaluates it on DATASETS.TEST.
 
@@ -56,19 +56,13 @@ def evaluate(argv=None, prog=None) -> dict:
     """``ga-scope evaluate``; the metrics per dataset."""
     parser = argument_parser(EVALUATE, prog)
     parser.set_defaults(eval_only=True, resume=False)
-    return _run(_launch_arguments(parser), argv)
+    add_processes(parser)
+    return _run(parser, argv)
 
 
 def _training_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    return _launch_arguments(parser)
-
-
-def _launch_arguments(parser):
-    parser.add_argument("--num-gpus", type=int, default=1, help="per machine (detectron2 engine)")
-    parser.add_argument("--num-machines", type=int, default=1, help="(detectron2 engine)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (detectron2 engine)")
-    parser.add_argument("--dist-url", default=None, help="where the processes meet (detectron2 engine)")
+    add_processes(parser)
     return parser
 
 
@@ -81,7 +75,7 @@ def _run(parser, argv) -> dict:
 def _train_net(args) -> dict:
     engine = get_engine(args.engine)
     cfg = engine.setup(args.config_file, args.opts)
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = processes.rank() == 0
     if first:
         announce(engine, cfg.MODEL.DEVICE, args.config_file)
     engine.begin(cfg, args.config_file, args.eval_only)

@@ -88,9 +88,9 @@ WHOLE_SAMPLE = {
 SETTINGS = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.PIXEL_STD": [58.0] * 3, "INPUT.MIN_SIZE_TEST": 0}
 
 
-def build(engine, config_file, dtype=torch.float32):
+def build(engine, config_file, dtype=torch.float32, more=None):
     """A model with the weights above, and a function that puts them back (training changes BatchNorm's statistics)."""
-    options = SETTINGS | files(config_file)
+    options = SETTINGS | files(config_file) | (more or {})
     options |= {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
     cfg = setup(engine, config_file, options)
     model = engine.build(cfg).to(dtype)
