@@ -163,3 +163,16 @@ def test_the_site_has_every_key_and_command():
         assert f"## ga-scope {name}\n" in commands and f"usage: ga-scope {name} " in commands
     unnamed = {generate.section_of(key) for key in SCHEMA.keys} - set(generate.SECTIONS)
     assert not unnamed
+
+
+def test_troubleshooting_quotes_what_the_code_says():
+    """Of each text its longest part that no value stands in."""
+    quoted = re.findall(r"^(`.+`)\n: ", text(ROOT / "docs" / "troubleshooting.md"), re.M)
+    assert len(quoted) > 20
+    files = [*(ROOT / "ga_scope").rglob("*.py"), ROOT / "setup.py"]
+    source = re.sub(r"\"\s*\n\s*f?\"", "", "\n".join(map(text, files)))  # one text over several lines
+    for line in quoted:
+        for error in re.findall(r"`(.+?)`", line):
+            parts = re.split(r"\.\.\.|[A-Za-z]+Error: |\b(?:KEY|NAME|[ABMNWH])\b|GA_SCOPE_WITH_CUDA=1, but ", error)
+            part = max(parts, key=len).strip(" :;,")
+            assert len(part) > 5 and part in source, error
