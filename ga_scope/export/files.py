@@ -1,0 +1,110 @@
+"""Writes a trained model as one file, with all that must be known to use it."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..api import Detector
+from ..config import flat
+from ..errors import ConfigError
+from ..optimize import fold_norms
+from .program import Program, export_program
+
+FORMATS = ("pt2", "aoti", "onnx")
+OPSET = 19  # the first with DeformConv
+KEY = "ga_scope"  # of the description among a file's metadata
+
+
+def export(detector: Detector, format: str, path) -> dict:
+    """Writes a model of the built-in engine to ``path``; its description (:func:`describe`) goes into the file.
+
+    Args:
+        format: ``"pt2"``, a program for ``torch.export.load``; ``"aoti"``, compiled for the machine's processor, for
+            ``torch._inductor.aoti_load_package`` or a C++ program; ``"onnx"``, of standard operators.
+
+    Raises:
+        ConfigError: the format cannot hold the model, or what writes it is not installed.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    program = Program(fold_norms(detector.model))
+    description = describe(detector, program)
+    {"pt2": _write_pt2, "aoti": _write_aoti, "onnx": _write_onnx}[format](program, description, Path(path))
+    return description
+
+
+def describe(detector: Detector, program: Program) -> dict:
+    """What turns a picture into the program's inputs, and its outputs into names and pixels of the picture.
+
+    The picture, upright, is resized (bilinear, antialiased) so that its shorter side is ``short_side`` (0: not at all),
+    unless the longer would exceed ``longest``; in the order of channels ``format``, 0 to 255: the program subtracts the
+    mean and divides itself. Then padded, right and below, to multiples of ``stride``.
+    """
+    inputs, model = detector.cfg.INPUT, program.model
+    return {
+        "short_side": inputs.MIN_SIZE_TEST,
+        "longest": inputs.MAX_SIZE_TEST,
+        "format": inputs.FORMAT,
+        "stride": program.stride,
+        "mean": model.pixel_mean.flatten().tolist(),
+        "std": model.pixel_std.flatten().tolist(),
+        "outputs": list(program.outputs),
+        "classes": list(detector.classes),
+    }
+
+
+def read_description(path) -> dict:
+    """Of a file that :func:`export` wrote; of an AOTInductor package from its loader's metadata.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        if Path(path).suffix == ".onnx":
+            import onnx
+
+            found = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+        else:
+            found = {KEY: ""}
+            torch.export.load(path, extra_files=found)
+        return json.loads(found[KEY])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path}: expected a file that tools/export.py wrote: {error}") from None
+
+
+# ---- formats -----------------------------------------------------------------------------------------
+
+
+def _write_pt2(program: Program, description: dict, path: Path):
+    torch.export.save(export_program(program), path, extra_files={KEY: json.dumps(description)})
+
+
+def _write_aoti(program: Program, description: dict, path: Path):
+    from torch._inductor import aoti_compile_and_package
+
+    if path.suffix != ".pt2":
+        raise ConfigError(f"--output: expected a name that ends in .pt2 for an AOTInductor package, got {path.name}")
+    options = {"aot_inductor.metadata": {KEY: json.dumps(description)}}
+    aoti_compile_and_package(export_program(program), package_path=str(path), inductor_configs=options)
+
+
+def _write_onnx(program: Program, description: dict, path: Path):
+    try:
+        import onnx  # noqa: F401
+
+        from .onnx_operators import translations
+    except ImportError as error:
+        raise ConfigError(f"--format onnx: needs {error.name}: pip install ga_scope[export]") from None
+    written = torch.onnx.export(
+        export_program(program),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images", "sizes"],
+        output_names=list(program.outputs),
+        custom_translation_table=translations(program.sparse, max(len(description["classes"]), 1)),
+        verbose=False,
+    )
+    written.model.metadata_props[KEY] = json.dumps(description)
+    written.save(path)
