@@ -45,7 +45,9 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32,
 
 def _lower(model: nn.Module, dtype: torch.dtype):
     """Convolutions, linear layers and their norms in ``dtype``; what reads probabilities stays as it is."""
-    kept = {id(part) for m in model.modules() if isinstance(m, ScopeDetector) and m.quality for part in m.quality.modules()}
+    kept = {
+        id(part) for m in model.modules() if isinstance(m, ScopeDetector) and m.quality for part in m.quality.modules()
+    }
     for part in model.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear, nn.GroupNorm)) and id(part) not in kept:
             part.to(dtype)

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 # From the top down: a part imports from those below it alone.
 LAYERS = [
     {"tools", "train_net"},
-    {"ablation", "cli"},
-    {"api"},
+    {"ablation", "cli", "export"},
+    {"api", "optimize"},
     {"engines"},
     {"visualization", "evaluation"},
     {"config", "data"},

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.export import ExportedProgram
 
 from ..api import Detector
-from ..config import flat
 from ..errors import ConfigError
 from ..optimize import fold_norms
-from .program import Program, export_program
+from .program import SMALLEST, Program, export_program
 
 FORMATS = ("pt2", "aoti", "onnx")
 OPSET = 19  # the first with DeformConv
@@ -31,7 +30,8 @@ def export(detector: Detector, format: str, path) -> dict:
         raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     program = Program(fold_norms(detector.model))
     description = describe(detector, program)
-    {"pt2": _write_pt2, "aoti": _write_aoti, "onnx": _write_onnx}[format](program, description, Path(path))
+    write = {"pt2": write_pt2, "aoti": write_aoti, "onnx": write_onnx}[format]
+    write(program, export_program(program), description, Path(path))
     return description
 
 
@@ -40,7 +40,8 @@ def describe(detector: Detector, program: Program) -> dict:
 
     The picture, upright, is resized (bilinear, antialiased) so that its shorter side is ``short_side`` (0: not at all),
     unless the longer would exceed ``longest``; in the order of channels ``format``, 0 to 255: the program subtracts the
-    mean and divides itself. Then padded, right and below, to multiples of ``stride``.
+    mean and divides itself. Then padded, right and below, to multiples of ``stride``; for a program of torch at least
+    to ``smallest``.
     """
     inputs, model = detector.cfg.INPUT, program.model
     return {
@@ -48,6 +49,7 @@ def describe(detector: Detector, program: Program) -> dict:
         "longest": inputs.MAX_SIZE_TEST,
         "format": inputs.FORMAT,
         "stride": program.stride,
+        "smallest": SMALLEST * program.stride,
         "mean": model.pixel_mean.flatten().tolist(),
         "std": model.pixel_std.flatten().tolist(),
         "outputs": list(program.outputs),
@@ -56,7 +58,8 @@ def describe(detector: Detector, program: Program) -> dict:
 
 
 def read_description(path) -> dict:
-    """Of a file that :func:`export` wrote; of an AOTInductor package from its loader's metadata.
+    """Of a file that :func:`export` wrote as pt2 or onnx; an AOTInductor package has it in its loader's metadata, where
+    lists are lines.
 
     Raises:
         ConfigError: it is none.
@@ -77,28 +80,28 @@ def read_description(path) -> dict:
 # ---- formats -----------------------------------------------------------------------------------------
 
 
-def _write_pt2(program: Program, description: dict, path: Path):
-    torch.export.save(export_program(program), path, extra_files={KEY: json.dumps(description)})
+def write_pt2(program: Program, exported: ExportedProgram, description: dict, path: Path):
+    torch.export.save(exported, path, extra_files={KEY: json.dumps(description)})
 
 
-def _write_aoti(program: Program, description: dict, path: Path):
+def write_aoti(program: Program, exported: ExportedProgram, description: dict, path: Path):
     from torch._inductor import aoti_compile_and_package
 
     if path.suffix != ".pt2":
         raise ConfigError(f"--output: expected a name that ends in .pt2 for an AOTInductor package, got {path.name}")
-    options = {"aot_inductor.metadata": {KEY: json.dumps(description)}}
-    aoti_compile_and_package(export_program(program), package_path=str(path), inductor_configs=options)
+    # Strings, that a C++ program needs no more to read than they are: lists line by line.
+    lines = {key: "\n".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in description.items()}
+    options = {"aot_inductor.metadata": lines}
+    aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
 
 
-def _write_onnx(program: Program, description: dict, path: Path):
+def write_onnx(program: Program, exported: ExportedProgram, description: dict, path: Path):
     try:
-        import onnx  # noqa: F401
-
         from .onnx_operators import translations
     except ImportError as error:
         raise ConfigError(f"--format onnx: needs {error.name}: pip install ga_scope[export]") from None
     written = torch.onnx.export(
-        export_program(program),
+        exported,
         dynamo=True,
         opset_version=OPSET,
         input_names=["images", "sizes"],

@@ -88,7 +88,7 @@ def _maps(rows, like):
 
 
 class _Places:
-    """Where listed locations (L,) are: their map's first row in the (N, P) of all, height and width; y and x; (L, 1)."""
+    """Where listed locations (L,) are: their map's first row in the (N * P) of all, height and width; y, x; (L, 1)."""
 
     def __init__(self, maps, locations):
         sides = [_sides(map) for map in maps]
@@ -237,7 +237,9 @@ def _nms_mask_of(classes: int):
             those = op.Unsqueeze(valid, _integers(1))
             taking_part = those if taking_part is None else op.And(taking_part, those)
         if taking_part is None:
-            scores = op.Expand(scores, op.Concat(op.Slice(shape, _integers(0), _integers(1)), _integers(1), room, axis=0))
+            scores = op.Expand(
+                scores, op.Concat(op.Slice(shape, _integers(0), _integers(1)), _integers(1), room, axis=0)
+            )
         else:
             scores = op.Where(taking_part, scores, op.Constant(value_float=0.0))
         # Scores of 0 are not above the threshold.

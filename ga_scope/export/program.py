@@ -50,8 +50,10 @@ class Program(nn.Module):
 
     @property
     def sparse(self) -> bool:
-        """Whether guided anchors have a budget, and the rest of their locations costs nothing."""
-        return self.guided is not None and not isinstance(self.guided.selection, EveryLocation)
+        """Whether the adaption runs at the locations of a budget alone; GA-RetinaNet's 3x3 predictions read it around
+        them, which in a program for any size is taken to be everywhere.
+        """
+        return isinstance(self.guided, GuidedAnchorRPN) and not isinstance(self.guided.selection, EveryLocation)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         model = self.model
