@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..config import SCHEMA, flat
 from ..config.checks import plain
+from ..config.keys import RESNET
 from ..errors import CheckpointError
+from .backbone_names import named_as_in
 from .weights import read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class Checkpointer:
         """
         content = read_checkpoint(str(path))
         own = named_parameters(self.names(self.model))
-        given = named_parameters(content["model"])
+        given = named_parameters(named_as_in(own, content["model"]))
         missing = [name for name in own if name not in given]
         shapes = [
             f"{name}: {tuple(given[name].shape)} in the file, {tuple(value.shape)} in the model"
@@ -125,11 +127,26 @@ class Checkpointer:
             logger.warning("%s: these start fresh: %s", path, _some(shapes + missing, 20))
         if unread:
             logger.info("%s: the model has no use for %s", path, _some(unread, 5))
+        if not strict and "layer1.0.conv1.weight" in content["model"]:
+            self._warn_of_torchvision(path)
         with torch.no_grad():
             for name, value in own.items():
                 if name in given and given[name].shape == value.shape:
                     value.copy_(given[name])
         return content
+
+    def _warn_of_torchvision(self, path):
+        """torchvision's ResNets see other pixels than the zoo's, and stride elsewhere."""
+        model, wrong = self.cfg.MODEL, []
+        if not RESNET.certain(self.cfg):
+            return
+        if self.cfg.INPUT.FORMAT != "RGB":
+            wrong.append("INPUT.FORMAT RGB with its PIXEL_MEAN [123.675, 116.28, 103.53] and PIXEL_STD "
+                         "[58.395, 57.12, 57.375]")  # fmt: skip
+        if model.RESNETS.STRIDE_IN_1X1 and model.RESNETS.DEPTH >= 50:
+            wrong.append("MODEL.RESNETS.STRIDE_IN_1X1 False")
+        if wrong:
+            logger.warning("%s: a ResNet of torchvision, which was trained with %s", path, " and ".join(wrong))
 
     def resume(self, path) -> dict:
         """The model and all parts from a file of a run; what else the file holds."""

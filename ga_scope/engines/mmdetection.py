@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from .weights import renamed
+from .backbone_names import renamed
 
 # (MMDetection's name, detectron2's name), sums in braces.
 BACKBONE = [

@@ -1,8 +1,6 @@
-"""Files of weights: this project's, detectron2's, its zoo's, torchvision's, plain state dicts. No file's code is run.
+"""Files of weights: this project's, detectron2's, its zoo's, torchvision's, timm's. No file's code is run."""
 
-What is read has detectron2's names, which are this project's on disk.
-"""
-
+import importlib.util
 import pickle
 import re
 from pathlib import Path
@@ -29,9 +27,32 @@ class _ZooHandler(PathHandler):
         return paths.get_local_path(ZOO + path[len(self.PREFIX) :], force, **kwargs)
 
 
+class _PackageHandler(PathHandler):
+    """``package://NAME``: the one file of weights that an installed Python package holds."""
+
+    PREFIX = "package://"
+
+    def _get_supported_prefixes(self):
+        return [self.PREFIX]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        name = path[len(self.PREFIX) :]
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise CheckpointError(f"{path}: no such package is installed: pip install {name.replace('_', '-')}")
+        (folder,) = spec.submodule_search_locations
+        found = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".pth", ".pt", ".safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"{path}: expected one file of weights in the package, got {len(found)}")
+        return str(found[0])
+
+
 paths = PathManager()
 paths.register_handler(HTTPURLHandler())
 paths.register_handler(_ZooHandler())
+paths.register_handler(_PackageHandler())
+
+HUB = "timm://"  # ... NAME: what timm's hub has for a model
 
 
 def read_checkpoint(path: str) -> dict:
@@ -41,10 +62,13 @@ def read_checkpoint(path: str) -> dict:
         CheckpointError: the file is missing, broken, or no checkpoint.
     """
     try:
-        local = Path(paths.get_local_path(str(path)))
-        if not local.is_file():
-            raise CheckpointError(f"{path}: no such checkpoint")
-        content = _read_pickle(local) if local.suffix == ".pkl" else _read_torch(local)
+        if str(path).startswith(HUB):
+            content = _from_hub(str(path).removeprefix(HUB))
+        else:
+            local = Path(paths.get_local_path(str(path)))
+            if not local.is_file():
+                raise CheckpointError(f"{path}: no such checkpoint")
+            content = READERS.get(local.suffix, _read_torch)(local)
     except CheckpointError:
         raise
     except Exception as error:  # a truncated zip, a pickle of something else, no network: whatever the reader says
@@ -54,7 +78,7 @@ def read_checkpoint(path: str) -> dict:
         state, content = content, {}
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: expected the parameters of a model by their names, got {_kind(state)}")
-    return content | {"model": _detectron2_names(state)}
+    return content | {"model": state}
 
 
 def _line(error) -> str:
@@ -76,6 +100,22 @@ def _kind(state) -> str:
 
 def _read_torch(path: Path):
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_safetensors(path: Path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f"{path}: safetensors is not installed: pip install safetensors") from None
+    return load_file(path)
+
+
+def _from_hub(name: str):
+    try:
+        import timm
+    except ImportError:
+        raise CheckpointError(f"{HUB}{name}: timm is not installed: pip install timm") from None
+    return timm.create_model(name, pretrained=True).state_dict()
 
 
 # ---- the zoo's pickles -----------------------------------------------------------------------------
@@ -132,38 +172,4 @@ def _of_caffe2(blob: str) -> str:
     return blob
 
 
-# ---- names -----------------------------------------------------------------------------------------
-
-# (torchvision's name, detectron2's name) of a ResNet's parameter: a regular expression, and what becomes of it, with
-# sums in braces.
-RESNET_NAMES = [
-    (r"conv1\.(.+)", r"stem.conv1.\1"),
-    (r"bn1\.(.+)", r"stem.conv1.norm.\1"),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"res{\1+1}.\2.conv\3.\4"),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{\1+1}.\2.conv\3.norm.\4"),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{\1+1}.\2.shortcut.\3"),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{\1+1}.\2.shortcut.norm.\3"),
-]
-
-
-def _detectron2_names(state: dict) -> dict:
-    """The state with torchvision's ImageNet ResNets, which are bare backbones, below an FPN."""
-    if not {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= set(state):
-        return state
-    found = {name: renamed(name, RESNET_NAMES) for name in state}
-    return {f"backbone.bottom_up.{there}" if there else name: state[name] for name, there in found.items()}
-
-
-def renamed(name: str, table) -> str | None:
-    """The name of a parameter elsewhere, None where no row fits.
-
-    ``table`` holds (regular expression of the whole name, what becomes of it): groups as in :func:`re.sub`, and
-    sums of two digits in braces, as in ``res{\\1+1}``.
-    """
-    for pattern, template in table:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return re.sub(
-                r"\{(\d)\+(\d)\}", lambda digits: str(int(digits[1]) + int(digits[2])), match.expand(template)
-            )
-    return None
+READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}  # others are torch's

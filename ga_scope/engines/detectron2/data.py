@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset as LoaderDataset
 
@@ -94,19 +95,32 @@ def _with_sides(where: str, record: dict) -> dict:
     return record | {"annotations": items}
 
 
+def augmentations(cfg) -> list[T.Augmentation]:
+    """Of INPUT's keys, on RGB images, in the built-in engine's order."""
+    keys = cfg.INPUT
+    steps = [T.RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE)] if keys.CROP.ENABLED else []
+    steps.append(T.ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING))
+    if keys.RANDOM_FLIP in ("horizontal", "both"):
+        steps.append(T.RandomFlip(horizontal=True))
+    if keys.RANDOM_FLIP in ("vertical", "both"):
+        steps.append(T.RandomFlip(horizontal=False, vertical=True))
+    jitters = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+    return steps + [jitter(1 - x, 1 + x) for jitter, x in zip(jitters, keys.COLOR_JITTER) if x]
+
+
 class TrainMapper(DatasetMapper):
     """detectron2's mapper on images that are read as elsewhere here (:func:`ga_scope.data.read_image`)."""
 
     def __init__(self, cfg):
         super().__init__(cfg, is_train=True)
+        self.augmentations = T.AugmentationList(augmentations(cfg))
         self.ignore_regions = cfg.DATASETS.IGNORE_REGIONS
 
     def __call__(self, record: dict) -> dict:
         record = with_box_modes(record)
-        image = utils.convert_PIL_to_numpy(read_image(record), self.image_format)
-        augmented = T.AugInput(image)
+        augmented = T.AugInput(np.asarray(read_image(record)))
         transforms = self.augmentations(augmented)
-        image = augmented.image
+        image = utils.convert_PIL_to_numpy(Image.fromarray(augmented.image), self.image_format)
         size = image.shape[:2]
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.proposal_topk is not None:
