@@ -1,5 +1,6 @@
 """Writes a trained model as one file, with all that must be known to use it."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def export(detector: Detector, format: str, path) -> dict:
     """
     if format not in FORMATS:
         raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if format == "aoti" and Path(path).suffix != ".pt2":
+        raise ConfigError(f"output: expected a name that ends in .pt2 for an AOTInductor package, got {path}")
+    if format == "onnx":
+        _needs("onnx", "onnxscript")
     program = Program(fold_norms(detector.model))
     description = describe(detector, program)
     write = {"pt2": write_pt2, "aoti": write_aoti, "onnx": write_onnx}[format]
@@ -62,19 +67,24 @@ def read_description(path) -> dict:
     lists are lines.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the file has none.
     """
-    try:
-        if Path(path).suffix == ".onnx":
-            import onnx
+    if Path(path).suffix == ".onnx":
+        import onnx
 
-            found = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-        else:
-            found = {KEY: ""}
-            torch.export.load(path, extra_files=found)
-        return json.loads(found[KEY])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{path}: expected a file that tools/export.py wrote: {error}") from None
+        found = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    else:
+        found = {KEY: ""}
+        torch.export.load(path, extra_files=found)
+    if not found.get(KEY):
+        raise ConfigError(f"{path}: expected a file that tools/export.py wrote, got one without a description")
+    return json.loads(found[KEY])
+
+
+def _needs(*modules: str):
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"format onnx: needs {module}, which is not installed: pip install ga_scope[export]")
 
 
 # ---- formats -----------------------------------------------------------------------------------------
@@ -87,8 +97,6 @@ def write_pt2(program: Program, exported: ExportedProgram, description: dict, pa
 def write_aoti(program: Program, exported: ExportedProgram, description: dict, path: Path):
     from torch._inductor import aoti_compile_and_package
 
-    if path.suffix != ".pt2":
-        raise ConfigError(f"--output: expected a name that ends in .pt2 for an AOTInductor package, got {path.name}")
     # Strings, that a C++ program needs no more to read than they are: lists line by line.
     lines = {key: "\n".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in description.items()}
     options = {"aot_inductor.metadata": lines}
@@ -96,10 +104,8 @@ def write_aoti(program: Program, exported: ExportedProgram, description: dict, p
 
 
 def write_onnx(program: Program, exported: ExportedProgram, description: dict, path: Path):
-    try:
-        from .onnx_operators import translations
-    except ImportError as error:
-        raise ConfigError(f"--format onnx: needs {error.name}: pip install ga_scope[export]") from None
+    from .onnx_operators import translations
+
     written = torch.onnx.export(
         exported,
         dynamo=True,
