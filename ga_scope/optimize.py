@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from .modeling.guided_anchoring import GuidedAnchorRetinaNet
 from .modeling.scope import ScopeDetector
+from .ops import DeformConv2d
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -49,7 +50,7 @@ def _lower(model: nn.Module, dtype: torch.dtype):
         id(part) for m in model.modules() if isinstance(m, ScopeDetector) and m.quality for part in m.quality.modules()
     }
     for part in model.modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear, nn.GroupNorm)) and id(part) not in kept:
+        if isinstance(part, (nn.Conv2d, DeformConv2d, nn.Linear, nn.GroupNorm)) and id(part) not in kept:
             part.to(dtype)
     model.backbone.register_forward_pre_hook(lambda module, inputs: tuple(x.to(dtype) for x in inputs))
 

@@ -25,6 +25,7 @@ class Program(nn.Module):
 
     H and W are multiples of :attr:`stride`; what lies beyond an image's size does not matter. Every size of the results
     follows from those of the images: the locations are those of the budget (TOPK_TEST), or all where there is none.
+    The model is changed for it, and is for nothing else any more.
 
     Raises:
         ConfigError: the model is none that images alone are enough for.
@@ -32,7 +33,7 @@ class Program(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)
         self.stride = model.backbone.size_divisibility
         if isinstance(model, RCNN):
             if model.proposal_generator is None:
