@@ -18,7 +18,9 @@ from ga_scope.errors import ConfigError
 from ga_scope.export import export, read_description
 
 from ..engines.conftest import ROOT, config, image_size, overrides, random_weights, shapes, tool  # noqa: F401
+from .models import MEAN, STD, awake, batch, scopenet
 from .same import assert_same
+from .test_programs import eager
 
 # Locations of a level, and proposals: fewer than a trained model has, and enough to be wrong.
 SMALL = {
@@ -89,13 +91,34 @@ def test_onnx_and_its_example(options, pictures, tmp_path):
     assert len(printed.splitlines()) == len(expected(options, str(pictures[0]))[0][0])
 
 
-def test_a_program_of_torch_and_its_description(options, tmp_path):
-    path = tmp_path / "model.pt2"
-    write("pt2", path, options)
-    description = read_description(path)
-    assert description["classes"] == NAMES and description["outputs"] == ["boxes", "scores", "classes", "count"]
-    assert description["smallest"] == 5 * description["stride"] == 160
-    torch.export.load(path)
+def test_a_program_of_torch_and_its_description(tmp_path):
+    """Read back in a process that knows the operators alone; more images than it was written with."""
+    model, path = awake(scopenet()), tmp_path / "model.pt2"
+    inputs = types.SimpleNamespace(MIN_SIZE_TEST=160, MAX_SIZE_TEST=320, FORMAT="RGB")
+    detector = types.SimpleNamespace(model=model, cfg=types.SimpleNamespace(INPUT=inputs), classes=("a", "b", "c"))
+    assert (
+        export(detector, "pt2", path)
+        == read_description(path)
+        == {
+            "short_side": 160,
+            "longest": 320,
+            "format": "RGB",
+            "stride": 32,
+            "smallest": 160,
+            "mean": list(MEAN),
+            "std": list(STD),
+            "outputs": ["boxes", "scores", "classes", "count"],
+            "classes": ["a", "b", "c"],
+        }
+    )
+    pixels, sizes = batch(3, 192, 256)
+    torch.save([pixels, sizes], tmp_path / "inputs.pth")
+    code = "import torch, ga_scope.ops; model = torch.export.load('model.pt2').module(); "
+    code += "torch.save(list(model(*torch.load('inputs.pth'))), 'outputs.pth')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
+    found = torch.load(tmp_path / "outputs.pth")
+    assert_same(found, eager(model, pixels, sizes, ["boxes", "scores", "classes", "count"]))
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")

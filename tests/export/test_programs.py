@@ -38,7 +38,6 @@ def onnx_session(program, exported, path):
 
 
 EXPORTED = [
-    "GA-RPN",
     "GA-RPN without a budget",
     "GA-Faster R-CNN",
     "GA-RetinaNet",
