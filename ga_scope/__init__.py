@@ -6,7 +6,7 @@ faster, :mod:`ga_scope.export` a file.
 """
 
 __version__ = "0.2.0"
-__all__ = ["Detector", "__version__", "optimize_for_inference"]
+__all__ = ["Detector", "__version__", "fit", "optimize_for_inference"]
 
 
 def __getattr__(name):
@@ -19,4 +19,8 @@ def __getattr__(name):
         from .optimize import optimize_for_inference
 
         return optimize_for_inference
+    if name == "fit":
+        from .fit import fit
+
+        return fit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

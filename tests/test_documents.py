@@ -1,5 +1,6 @@
 """What the documents name is there: files, modules and their names, keys and commands."""
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -67,6 +68,7 @@ def exists(name: str) -> bool:
     return False
 
 
+@functools.cache
 def known_keys() -> set[str]:
     """Of both engines, as far as they are installed, and their parts."""
     names = set(SCHEMA.keys)
@@ -94,16 +96,22 @@ def test_yaml_is_a_configuration(document):
             assert set(flat(yaml.safe_load(body))) - {"_BASE_"} <= known, body
 
 
-def test_commands_have_their_options(document):
+COMMANDS = [*DOCUMENTS, ROOT / "Makefile", ROOT / "tools" / "gpu_check.sh"]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_have_their_options(path):
     """Every --option that stands behind a tool is one that its parser has."""
-    for _, body in CODE.findall(text(document)):
-        for line in body.replace("\\\n", " ").splitlines():
-            command = re.search(r"(?:\./)?((?:tools/)?\w+\.py)\b(.*)", line.split("#")[0])
-            if command is None or not (ROOT / command[1]).exists():
-                continue
-            source = text(ROOT / command[1]) + text(ROOT / "ga_scope" / "cli.py")
-            for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", command[2]):
-                assert f'"{option}"' in source, f"{command[1]}: {option}"
+    content = text(path)
+    if path.suffix == ".md":
+        content = "\n".join(body for _, body in CODE.findall(content))
+    for line in content.replace("\\\n", " ").splitlines():
+        command = re.search(r"(?:\./)?((?:tools/)?\w+\.py)\b(.*)", line.split("#")[0])
+        if command is None or command[1] == "setup.py" or not (ROOT / command[1]).exists():
+            continue
+        source = text(ROOT / command[1]) + text(ROOT / "ga_scope" / "cli.py")
+        for option in re.findall(r"(?<!\S)(--[a-z][\w-]*)", command[2]):
+            assert f'"{option}"' in source, f"{command[1]}: {option}"
 
 
 def test_what_the_changes_name_is_there():

@@ -27,7 +27,6 @@ def backbone(name, **more):
         "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
         "MODEL.TIMM.NAME": name,
         "MODEL.FPN.OUT_CHANNELS": 32,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
     }
     return keys | more
 

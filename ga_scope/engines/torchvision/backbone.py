@@ -8,9 +8,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from ...config.build import build_timm_stages
 from ...config.keys import TIMM_BACKBONE
+from ...modeling.layers import SyncBatchNorm2d
 
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
-NORMS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d}
+NORMS = {"FrozenBN": FrozenBatchNorm2d, "BN": nn.BatchNorm2d, "SyncBN": SyncBatchNorm2d}
 
 
 class ResNetStages(resnet.ResNet):
@@ -74,7 +75,7 @@ class FPN(nn.Module):
             [body.channels[stage] for stage in self.levels],
             out_channels,
             last,
-            norm_layer={"": None, "BN": nn.BatchNorm2d, "GN": lambda channels: nn.GroupNorm(32, channels)}[norm],
+            norm_layer=(NORMS | {"": None, "GN": lambda channels: nn.GroupNorm(32, channels)})[norm],
         )
         # torchvision numbers the levels from 0: the name says which the first one is, for checkpoints' names.
         self._fpn_name = f"fpn{first_level}"

@@ -1,17 +1,12 @@
-"""Training images for the built-in engine: augmented, in batches of like shape, without end."""
-
-import itertools
-from collections import defaultdict
+"""Training images for the built-in engine: augmented."""
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
-from ...data import Records, read_image
+from ...data import read_image
 from ...data.images import resized_shape, to_network
-from ..base import one_thread
 
 
 class RandomCrop(v2.Transform):
@@ -121,65 +116,3 @@ def _within(boxes, height, width):
     boxes = boxes.minimum(torch.tensor([width, height] * 2, dtype=torch.float64)).clamp(min=0).float()
     kept = (boxes[:, 2:] > boxes[:, :2] + 1e-5).all(1)
     return boxes[kept], kept
-
-
-class _Mapped(Dataset):
-    def __init__(self, records, mapper):
-        self.records = records
-        self.mapper = mapper
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.mapper(self.records[index])
-
-
-class EndlessShuffle(Sampler):
-    """Permutations of all indices, one after the other, for ever. Continues a run at any iteration."""
-
-    def __init__(self, size: int, seed: int, skip: int = 0):
-        self.size, self.seed, self.skip = size, seed, skip
-
-    def __iter__(self):
-        return itertools.islice(self._endless(), self.skip, None)
-
-    def _endless(self):
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            yield from torch.randperm(self.size, generator=generator).tolist()
-
-
-class _AspectGroups(IterableDataset):
-    """Batches of images that are all wide or all tall, so that little is padded."""
-
-    def __init__(self, loader, batch_size, grouped):
-        self.loader, self.batch_size, self.grouped = loader, batch_size, grouped
-
-    def __iter__(self):
-        pending = defaultdict(list)
-        for item in self.loader:
-            group = pending[item["width"] > item["height"] if self.grouped else None]
-            group.append(item)
-            if len(group) == self.batch_size:
-                yield list(group)
-                group.clear()
-
-
-def _one(batch):
-    return batch[0]
-
-
-def build_train_loader(cfg, records: Records, seed: int, start_iteration: int = 0):
-    """Batches of SOLVER.IMS_PER_BATCH mapped records, without end."""
-    sampler = EndlessShuffle(len(records), seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH)
-    loader = DataLoader(
-        _Mapped(records, TrainMapper(cfg)),
-        batch_size=1,
-        sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_one,
-        worker_init_fn=one_thread,
-        generator=torch.Generator().manual_seed(seed + start_iteration),
-    )
-    return _AspectGroups(loader, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.ASPECT_RATIO_GROUPING)
