@@ -1,5 +1,5 @@
-"""Whole detectors on one image of 800 x 1344, ResNet-50 FPN: this project's, as they are and optimized, and torchvision's
-as they come. Weights are random.
+"""Whole detectors on one image of 800 x 1344, ResNet-50 FPN, random weights: this project's, as they are and optimized,
+and torchvision's as they come.
 """
 
 from pathlib import Path
