@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down: a part imports from those below it alone.
 LAYERS = [
     {"tools", "train_net"},
-    {"ablation", "cli", "export"},
+    {"ablation", "cli", "export", "fit"},
     {"api", "optimize"},
     {"engines"},
     {"visualization", "evaluation"},
