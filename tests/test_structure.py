@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"tools", "train_net"},
     {"ablation", "cli"},
+    {"export", "fit"},
     {"prediction", "reporting"},
-    {"api"},
+    {"api", "optimize"},
     {"engines"},
     {"visualization", "evaluation"},
     {"config", "data"},
