@@ -301,7 +301,8 @@ def png(width, height) -> bytes:
 
 
 LIMITED = """
-import resource, sys, pathlib, time
+import pathlib, resource, sys, tempfile
+import torch
 from ga_scope.engines.weights import read_checkpoint
 from ga_scope.engines.mmdetection import read_checkpoint as read_mmdetection
 from ga_scope.data import load_proposals, open_image, image_record
@@ -309,6 +310,9 @@ from ga_scope.data.importers.pictures import read_picture
 from ga_scope.config.files import read_yaml
 from ga_scope.errors import InputError
 
+with tempfile.NamedTemporaryFile(suffix=".pth") as file:  # what torch imports when it loads its first file
+    torch.save({"model": {"w": torch.ones(3)}}, file.name)
+    read_checkpoint(file.name), read_mmdetection(file.name)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     readers = {".pkl": [read_checkpoint, load_proposals], ".pth": [read_checkpoint, read_mmdetection],
