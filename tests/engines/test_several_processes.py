@@ -23,6 +23,12 @@ from .test_training import assert_same, content
 from .tiny import use_tiny_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the copies of this process need is there once."""
+    use_tiny_model(lambda *_: None)
+
+
 def tiny():
     use_tiny_model(setattr)
 
