@@ -1,8 +1,8 @@
 """What the commands share: their arguments, and how they end."""
 
 import argparse
-import logging
 import sys
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -11,12 +11,20 @@ from .engines import ENGINES, Engine, get_engine, processes
 from .errors import InputError, Interrupted
 from .evaluation import report
 
+DEBUG = "--debug"
+
+
+def plain_parser(description: str, **more) -> argparse.ArgumentParser:
+    """A parser of what every command has: ``--debug`` (:func:`end_well`)."""
+    more = {"formatter_class": argparse.RawDescriptionHelpFormatter} | more
+    parser = argparse.ArgumentParser(description=description, **more)
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, too")
+    return parser
+
 
 def argument_parser(description: str, **more) -> argparse.ArgumentParser:
-    """A parser with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more
-    )
+    """The same with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
+    parser = plain_parser(description, **more)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml configuration")
     parser.add_argument(
         "--engine",
@@ -44,14 +52,17 @@ def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
 
 
 def end_well(main: Callable):
-    """Runs a command; what is wrong with the input is one line."""
+    """Runs a command; what is wrong with the input is one line, after the traceback where ``--debug`` asks for it."""
     try:
         main()
-    except InputError as error:
-        logging.getLogger(__name__).debug("", exc_info=True)
-        sys.exit(f"{type(error).__name__}: {_without_traceback(str(error))}")
-    except OSError as error:  # a full disk, a folder that may not be written
-        sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        line = what_to_say(error)
+        if line is None:
+            raise
+        if DEBUG in sys.argv:
+            traceback.print_exc()
+            print(getattr(error, "details", ""), file=sys.stderr)  # with the traceback of a loader's process
+        sys.exit(line)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal)
@@ -59,9 +70,26 @@ def end_well(main: Callable):
         sys.exit("interrupted")
 
 
-def _without_traceback(text: str) -> str:
-    """torch gives an error of a loader's process the traceback there; the last line of it is the error itself."""
-    return text.strip().splitlines()[-1].split(": ", 1)[-1] if text.startswith("Caught ") else text
+def what_to_say(error: Exception) -> str | None:
+    """One line for people; None of what is wrong with the program itself."""
+    if isinstance(error, InputError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written
+        return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    # torch has a class of its own for a device's memory alone.
+    text = " ".join(str(error).split())
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if named or any(words in text for words in ("can't allocate memory", "out of memory")):
+        return (
+            f"out of memory ({text[:200] or 'of the host'}): try a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN "
+            "or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
+        )
+    if "Expected more than 1 value per channel" in text:  # of torch's batch_norm and group_norm
+        return (
+            "MODEL: a normalisation layer has one number to normalise, on a map of 1 x 1: try a larger "
+            "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, NORM FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
+        )
+    return None
 
 
 def announce(engine: Engine, device: str, config_file: str):

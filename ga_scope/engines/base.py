@@ -102,8 +102,9 @@ def output_folder(cfg) -> Path:
     path = Path(cfg.OUTPUT_DIR)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {why}") from None
     try:
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"to see whether there is room")

@@ -63,7 +63,7 @@ def build_lr_schedule(cfg) -> ParamScheduler:
     """The factor of the learning rate as a function of the fraction of training done, as detectron2's."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+        steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
         values = [solver.GAMMA**k for k in range(len(steps) + 1)]
         schedule = MultiStepParamScheduler(values, milestones=steps, num_updates=solver.MAX_ITER)
     elif solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":

@@ -25,6 +25,7 @@ from ..config.checks import plain
 from ..errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from ..modeling.losses import counted, counting
 from . import processes
+from .bad_images import BadImages
 from .checkpoint import META, Checkpointer, DamagedError
 from .loader import STEP, WEIGHTS, seed_everything, train_loader
 from .progress import Progress
@@ -184,7 +185,8 @@ class Trainer:
                 return self._metrics()
             self.model.train()
             self.progress = Progress(self.cfg.OUTPUT_DIR, self.start, self.limit) if first else None
-            loader = train_loader(self.cfg, self.records, self.engine.mapper(self.cfg), self.seed, self.start)
+            bad, mapper = BadImages(self.cfg), self.engine.mapper(self.cfg)
+            loader = train_loader(self.cfg, self.records, mapper, self.seed, self.start, bad)
             try:
                 if self._due_for_evaluation() and self.evaluated != self.done:
                     metrics = self._evaluate()
@@ -192,6 +194,8 @@ class Trainer:
                 while self.done < self.limit and not self.finished:
                     began = time.perf_counter()
                     inputs = [next(batches) for _ in range(self.parts)]
+                    for part in inputs:
+                        bad.count(part)
                     self._step(inputs, time.perf_counter() - began)
                     self._look_at(ahead)
                     if self.done == self.limit or self.done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
@@ -199,8 +203,11 @@ class Trainer:
                     if self._due_for_evaluation():
                         metrics = self._evaluate()
             except BaseException as error:
+                bad.report(together=False)
                 self._save_before(error)
                 raise
+            else:
+                bad.report(together=True)
             finally:
                 if self.progress:
                     self.progress.close()

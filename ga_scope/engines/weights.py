@@ -10,7 +10,8 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..untrusted import check_archive, check_sums, check_tensors, load_arrays
 
 ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -63,12 +64,11 @@ def read_checkpoint(path: str) -> dict:
     """
     try:
         if str(path).startswith(HUB):
-            content = _from_hub(str(path).removeprefix(HUB))
-        else:
-            local = Path(paths.get_local_path(str(path)))
-            if not local.is_file():
-                raise CheckpointError(f"{path}: no such checkpoint")
-            content = READERS.get(local.suffix, _read_torch)(local)
+            return _from_hub(str(path).removeprefix(HUB))
+        local = Path(paths.get_local_path(str(path)))
+        if not local.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint")
+        content = READERS.get(local.suffix, read_torch)(local)
     except CheckpointError:
         raise
     except Exception as error:  # a truncated zip, a pickle of something else, no network: whatever the reader says
@@ -76,8 +76,18 @@ def read_checkpoint(path: str) -> dict:
     state = content.get("model", content.get("state_dict")) if isinstance(content, dict) else None
     if state is None:  # the bare state dict of a model
         state, content = content, {}
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
         raise CheckpointError(f"{path}: expected the parameters of a model by their names, got {_kind(state)}")
+    try:
+        check_tensors(state.values(), local)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: expected finite numbers, got others in {len(broken)} of {len(state)} tensors, the first of them "
+            f"{broken[0]}: the training diverged"
+        )
     return content | {"model": state}
 
 
@@ -89,17 +99,25 @@ def _line(error) -> str:
     return text[:300] or type(error).__name__
 
 
+def _is_parameter(item) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
 def _kind(state) -> str:
     if isinstance(state, dict):
-        odd = next(
-            (f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)), ""
-        )
+        odd = next((f"{name}: {type(value).__name__}" for name, value in state.items()
+                    if not _is_parameter((name, value))), "")  # fmt: skip
         return f"a dict with {odd}" if odd else "an empty dict"
     return type(state).__name__
 
 
-def _read_torch(path: Path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_torch(path: Path, **how):
+    """What torch.save wrote, zipped or as before torch 1.6; ``weights_only`` unless ``how`` says otherwise."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            check_archive(path)
+            check_sums(path)
+    return torch.load(path, map_location="cpu", **({"weights_only": True} | how))
 
 
 def _read_safetensors(path: Path):
@@ -115,42 +133,27 @@ def _from_hub(name: str):
         import timm
     except ImportError:
         raise CheckpointError(f"{HUB}{name}: timm is not installed: pip install timm") from None
-    return timm.create_model(name, pretrained=True).state_dict()
+    return {"model": timm.create_model(name, pretrained=True).state_dict()}
 
 
 # ---- the zoo's pickles -----------------------------------------------------------------------------
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle can run any code; the zoo's hold arrays in dicts, and nothing else is let in."""
-
-    ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        }
-    )
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"expected arrays only, got {module}.{name}, which is not loaded for safety")
-        return super().find_class(module, name)
-
-
 def _read_pickle(path: Path) -> dict:
     """A checkpoint of the zoo: detectron2's own, or a Caffe2 backbone (MSRA's ResNets)."""
     with open(path, "rb") as file:
-        data = _ArraysOnly(file, encoding="latin1").load()
-    if not isinstance(data, dict):
-        raise ValueError(f"expected arrays by their names, got {type(data).__name__}")
-    if "model" in data and "__author__" in data:
-        state = data["model"]
-    else:
-        blobs = data.get("blobs", data)
-        state = {_of_caffe2(name): value for name, value in blobs.items() if "_momentum" not in name}
+        data = load_arrays(file, encoding="latin1")
+    own = isinstance(data, dict) and "model" in data and "__author__" in data
+    state = data["model"] if own else data.get("blobs", data) if isinstance(data, dict) else data
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"expected arrays by their names, got {type(state).__name__}")
+    if not own:
+        state = {_of_caffe2(name): value for name, value in state.items() if "_momentum" not in name}
+    for name, value in state.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ValueError(
+                f"{name}: expected an array, got {type(value).__name__}: nothing else is loaded, for safety"
+            )
     # Copied: the arrays of a pickle are read-only.
     return {"model": {name: torch.from_numpy(np.array(value)) for name, value in state.items()}}
 

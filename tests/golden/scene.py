@@ -2,8 +2,10 @@
 
 import re
 import zlib
+from pathlib import Path
 
 import torch
+from torch import nn
 
 SIZES = ((160, 192), (128, 176))  # of the images
 
@@ -14,6 +16,8 @@ def _generator(seed: int):
 
 def weight(name: str, value: torch.Tensor) -> torch.Tensor:
     """What the tensor of that name (detectron2's) is set to: large enough for every part to have something to say."""
+    if ".between." in name:  # which RPN + iterative did not have: it passes on what it gets
+        return nn.init.dirac_(torch.empty_like(value)) if value.dim() == 4 else torch.zeros_like(value)
     r = torch.randn(value.shape, generator=_generator(zlib.crc32(name.encode())))
     norm = re.search(r"(norm\.|tower\.\d+\.|subnet\.\d+\.)", name) and value.dim() == 1
     if norm or "running" in name:
@@ -87,10 +91,11 @@ WHOLE_SAMPLE = {
 SETTINGS = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.PIXEL_STD": [58.0] * 3, "INPUT.MIN_SIZE_TEST": 0}
 
 
-def build(engine, config_file, dtype=torch.float32):
+def build(engine, config_file, dtype=torch.float32, more=None):
     """A model with the weights above, and a function that puts them back (training changes BatchNorm's statistics)."""
-    options = SETTINGS | {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
-    cfg = engine.setup(config_file, [part for key, value in options.items() for part in (key, value)])
+    options = SETTINGS | files(config_file) | (more or {})
+    options |= {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
+    cfg = setup(engine, config_file, options)
     model = engine.build(cfg).to(dtype)
     state = {k: v for k, v in engine.named_state(model).items() if not re.search("pixel_|anchor_generator|batches", k)}
     fixed = {name: weight(before(name, cfg), value.detach().clone()) for name, value in state.items()}
@@ -104,11 +109,22 @@ def build(engine, config_file, dtype=torch.float32):
     return cfg, model, reset
 
 
+def setup(engine, config_file, options: dict):
+    return engine.setup(config_file, [part for key, value in options.items() for part in (key, value)])
+
+
+def files(config_file) -> dict:
+    """Fast R-CNN's configurations are not whole without proposals; the models here are given theirs."""
+    if not re.search("fast_rcnn|finetune", Path(config_file).name):
+        return {}
+    return {f"DATASETS.PROPOSAL_FILES_{split}": ["proposals.npz"] for split in ("TRAIN", "TEST")}
+
+
 def read(engine, config_file, key) -> bool:
     """Whether the model of a configuration reads a key."""
     from ga_scope.config import SCHEMA
 
-    return SCHEMA.is_read(engine.setup(config_file, ["MODEL.DEVICE", "cpu"]), key)
+    return SCHEMA.is_read(setup(engine, config_file, {"MODEL.DEVICE": "cpu"} | files(config_file)), key)
 
 
 def before(name: str, cfg) -> str:

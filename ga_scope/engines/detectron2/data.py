@@ -96,8 +96,10 @@ def _with_sides(where: str, record: dict) -> dict:
 
 def augmentations(cfg) -> list[T.Augmentation]:
     """Of INPUT's keys, on RGB images, in the built-in engine's order."""
-    keys = cfg.INPUT
-    steps = [T.RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE)] if keys.CROP.ENABLED else []
+    keys, steps = cfg.INPUT, []
+    if keys.CROP.ENABLED:
+        pixels = keys.CROP.TYPE.startswith("absolute")
+        steps.append(T.RandomCrop(keys.CROP.TYPE, [int(v) for v in keys.CROP.SIZE] if pixels else keys.CROP.SIZE))
     steps.append(T.ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING))
     if keys.RANDOM_FLIP in ("horizontal", "both"):
         steps.append(T.RandomFlip(horizontal=True))
@@ -112,8 +114,14 @@ class TrainMapper(DatasetMapper):
 
     def __init__(self, cfg):
         super().__init__(cfg, is_train=True)
-        self.augmentations = T.AugmentationList(augmentations(cfg))
         self.ignore_regions = cfg.DATASETS.IGNORE_REGIONS
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        known = cfg.clone()
+        known.defrost()
+        known.INPUT.RANDOM_FLIP = "none"  # of which detectron2 has no "both"
+        return super().from_config(known, is_train) | {"augmentations": augmentations(cfg)}
 
     def __call__(self, record: dict) -> dict:
         record = with_box_modes(record)
