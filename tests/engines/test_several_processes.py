@@ -289,7 +289,7 @@ def script(tmp_path, engine, die=False):
 
 def command(arguments, folder):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder)
 
 
