@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"tools", "train_net"},
     {"ablation", "cli"},
-    {"export", "fit"},
+    {"export", "fitting"},
     {"prediction", "reporting"},
     {"api", "optimize"},
     {"engines"},
