@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Compiles the CUDA kernels for every architecture and fails on spilled registers or local memory.
 
-    python tools/check_cuda_build.py [--arch 80 90a ...] [--output benchmarks/results/cuda_build.txt]
+    python tools/check_cuda_build.py [--arch 80 90a ...] [--cubins build/cubins]
+                                     [--output benchmarks/results/cuda_build.txt]
 
-Needs a CUDA toolkit, no GPU. What the compiler reports is written as a table: registers, stack, spills and
-shared memory of each kernel on each architecture. Kernels that may use local memory are listed in ALLOWED, with
-the reason; anything else that does is an error.
+Needs a CUDA toolkit, no GPU. What it compiles stays in --cubins for tools/cuda_budget.py. What the compiler reports is
+written as a table: registers, stack, spills and shared memory of each kernel on each architecture. Kernels that may use
+local memory are listed in ALLOWED, with the reason; anything else that does is an error.
 """
 
 import argparse
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
 
-ARCHITECTURES = ["80", "86", "89", "90", "90a"]
+ARCHITECTURES = ["80", "86", "89", "90", "90a", "100", "120"]
 TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # Kernel (a part of its name) -> why local memory is no surprise there, and how many bytes of stack at most.
 ALLOWED = {
@@ -70,12 +71,13 @@ def run(command, **kwargs):
     return done.stdout + done.stderr
 
 
-def compile_report(nvcc, source, arch):
+def compile_report(nvcc, source, arch, cubins):
     """What ptxas says about every kernel of a source: a list of (name, arch, registers, stack, stores, loads)."""
     includes = [f"-I{path}" for path in include_paths("cpu")]
-    with tempfile.TemporaryDirectory() as directory:
-        target = ["-cubin", f"-arch=sm_{arch}", "-o", Path(directory) / "out.cubin"]
-        text = run([nvcc, "-std=c++20", "-O3", TARGET_FLAG, *includes, "-Xptxas", "-v", *target, source])
+    cubin = cubins / f"sm_{arch}" / f"{source.stem}.cubin"
+    cubin.parent.mkdir(parents=True, exist_ok=True)
+    target = ["-cubin", f"-arch=sm_{arch}", "-o", cubin]
+    text = run([nvcc, "-std=c++20", "-O3", "-lineinfo", TARGET_FLAG, *includes, "-Xptxas", "-v", *target, source])
     pattern = (
         r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers"
@@ -114,6 +116,7 @@ def complaint(name, stack, stores, loads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=ARCHITECTURES, help=f"default: {' '.join(ARCHITECTURES)}")
+    parser.add_argument("--cubins", type=Path, default=ROOT / "build/cubins", help="a folder per architecture")
     parser.add_argument("--output", type=Path, help="also write the table here")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -123,7 +126,7 @@ def main():
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     pairs = [(source, arch) for arch in args.arch for source in sources]
     with ThreadPoolExecutor(args.jobs) as pool:
-        reports = pool.map(lambda pair: compile_report(toolkit / "bin/nvcc", *pair), pairs)
+        reports = pool.map(lambda pair: compile_report(toolkit / "bin/nvcc", *pair, args.cubins), pairs)
         rows = [row for report in reports for row in report]
     names = {mangled: short_name(mangled) for mangled in {row[0] for row in rows}}
     shared = shared_sizes()
