@@ -284,7 +284,7 @@ def main():
                     limit = budgets.get(measure.name)
                     if limit is None:
                         verdict = "NO BUDGET"
-                    elif count > limit:
+                    elif round(count, 2) > limit:
                         verdict = f"OVER THE BUDGET OF {limit}"
                     if verdict:
                         exceeded.append(measure.name)
