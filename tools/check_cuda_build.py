@@ -37,7 +37,8 @@ SHARED_SIZES = """
 #include "cuda/fused_convolution.h"
 #include "cuda/matching_kernels.h"
 #include "cuda/nms_kernels.h"
-#include "cuda/tile_kernels.h"
+#include "cuda/backward.h"
+#include "cuda/columns.h"
 using namespace ga_scope;
 using namespace ga_scope::cuda;
 template <class Kernel>
@@ -56,10 +57,6 @@ int main() {
   print<PairBits<float>>("PairBits<float>");
   print<PairBits<double>>("PairBits<double>");
   print<Sweep>("Sweep");
-  print<BackwardSamples<float>>("BackwardSamples<float>");
-  print<BackwardSamples<BFloat16>>("BackwardSamples<c10::BFloat16>");
-  print<BackwardSamples<Half>>("BackwardSamples<c10::Half>");
-  print<BackwardSamples<double>>("BackwardSamples<double>");
 }
 """
 

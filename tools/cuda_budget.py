@@ -141,14 +141,15 @@ def _fused(label, kind, item, rows):
 
 
 MEASURES = [
-    Measure("gather, float32, 64 channels per group", r"GatherColumns<float>", Elements(2, 4)),
-    Measure("gather, float32, 256 channels per group", r"GatherColumns<float>", Elements(8, 4)),
-    Measure("gather, bfloat16, 64 channels per group", r"GatherColumns<.*BFloat16>", Elements(2, 2)),
+    # A warp's 32 samples: 16 turns of two, or 32 turns of one in two vectors a lane.
+    Measure("gather, float32, 64 channels per group", r"GatherColumns<float, (\(int\))?4>", Elements(16, 4, (1, 16))),
+    Measure("gather, float32, 256 channels per group", r"GatherColumns<float, (\(int\))?4>", Elements(64, 4, (2, 32))),
+    Measure("gather, bfloat16, 64 channels per group", r"GatherColumns<.*BFloat16, (\(int\))?8>", Elements(8, 2, (1, 8))),
     Measure("torchvision: im2col, float32", r"deformable_im2col_kernel<float, int>", Elements(9, 4, (1, 3, 3)), True),
     Measure("torchvision: im2col, float16", r"deformable_im2col_kernel<.*Half, int>", Elements(9, 2, (1, 3, 3)), True),
     # An element adds to four pixels.
-    Measure("backward, float32, 64 channels per group", r"BackwardSamples<float>", Elements(8, 4, (), RED, 4)),
-    Measure("backward, float32, 256 channels per group", r"BackwardSamples<float>", Elements(32, 4, (), RED, 4)),
+    Measure("backward, float32, 64 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(64, 4, (1, 16), RED, 4)),
+    Measure("backward, float32, 256 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(256, 4, (2, 32), RED, 4)),
     Measure(
         "torchvision: col2im, float32", r"deformable_col2im_kernel<float, int>", Elements(4, 4, (1,), RED, 4), True
     ),

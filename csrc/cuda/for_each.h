@@ -15,10 +15,8 @@ struct ForEach {
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
-    block.each([&](int thread) {
-      const int64_t i = block.index() * kThreads + thread;
-      if (i < count) body(i);
-    });
+    const int64_t i = block.index() * kThreads + block.thread();
+    if (within(i, count)) body(i);
   }
 };
 
