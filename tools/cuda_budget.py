@@ -132,6 +132,7 @@ class Measure:
 
 
 RED = "RED|ATOMG"
+VECTOR = r"LDG\.E\.128"  # a backward's loads: an element's gradient, and its four pixels
 
 
 def _fused(label, kind, item, rows):
@@ -148,8 +149,8 @@ MEASURES = [
     Measure("torchvision: im2col, float32", r"deformable_im2col_kernel<float, int>", Elements(9, 4, (1, 3, 3)), True),
     Measure("torchvision: im2col, float16", r"deformable_im2col_kernel<.*Half, int>", Elements(9, 2, (1, 3, 3)), True),
     # An element adds to four pixels.
-    Measure("backward, float32, 64 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(64, 4, (1, 16), RED, 4)),
-    Measure("backward, float32, 256 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(256, 4, (2, 32), RED, 4)),
+    Measure("backward, float32, 64 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(80, 4, (1, 16), VECTOR, elements=64 * LANES)),
+    Measure("backward, float32, 256 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(320, 4, (2, 32), VECTOR, elements=256 * LANES)),
     Measure(
         "torchvision: col2im, float32", r"deformable_col2im_kernel<float, int>", Elements(4, 4, (1,), RED, 4), True
     ),

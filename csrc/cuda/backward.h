@@ -50,9 +50,7 @@ struct BackwardSamples {
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
     const auto warp = block.warp();
-    const int64_t number = block.index() * kWarps + warp.index;
-    if (!within(number, tasks.count)) return;
-    const SampleTask task(tasks, number);
+    const SampleTask task(tasks, block.index() * kWarps + warp.index);  // past the last it has no rows left
     const int64_t r = first + clamped(task.first_row + warp.lane, int64_t(0), tasks.rows - 1);
     const Row at = view.row(r);
     const RowSampler<T> row(view, r, at);
@@ -138,7 +136,8 @@ struct BackwardSamples {
           }
         }
         if (kProducts) {
-          for (int mask = tasks.team / 2; mask > 0; mask /= 2) {
+          GA_UNROLL for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+            if (mask >= tasks.team) continue;
             GA_UNROLL for (int c = 0; c < kPixels; ++c) sum[c] += warp.shuffle_xor(sum[c], mask);
           }
           GA_UNROLL for (int c = 0; c < kPixels; ++c) products[c] += member == turn ? sum[c] : Real(0);

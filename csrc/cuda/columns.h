@@ -52,9 +52,7 @@ struct GatherColumns {
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
     const auto warp = block.warp();
-    const int64_t number = block.index() * kWarps + warp.index;
-    if (!within(number, tasks.count)) return;
-    const SampleTask task(tasks, number);
+    const SampleTask task(tasks, block.index() * kWarps + warp.index);  // past the last it has no rows left
     const int64_t r = first + clamped(task.first_row + warp.lane, int64_t(0), tasks.rows - 1);
     const Row at = view.row(r);
     const RowSampler<T> row(view, r, at);
@@ -221,10 +219,8 @@ struct CollectRows {
     for (int column = 0; column < tiles.per_group; column += kLanes) {
       const int j = group * tiles.per_group + column;
       if (tiles.rows_side_by_side) {
-        if (within(first_row + warp.lane, tiles.rows)) {
-          for (int i = warp.index; i < kLanes && within(column + i, tiles.per_group); i += RowTiles::kWarps) {
-            tile.at(warp.lane, i) = own[(j + i) * own_stride];
-          }
+        for (int i = warp.index; i < kLanes && within(column + i, tiles.per_group); i += RowTiles::kWarps) {
+          tile.at(warp.lane, i) = own[(j + i) * own_stride];
         }
         block.sync();
       }

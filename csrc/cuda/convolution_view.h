@@ -95,7 +95,7 @@ struct ConvolutionView {
     if (locations != nullptr) {
       index = locations[r * location_stride];
       if (!within(static_cast<uint64_t>(index), static_cast<uint64_t>(all_locations))) {
-        stop("locations: expected values in [0, number of output positions)");
+        refuse_location(index, r, all_locations);
       }
     }
     Row at;

@@ -153,6 +153,11 @@ struct DeviceBlock {
     __syncthreads();
   }
 
+  template <class Work>
+  __device__ __forceinline__ void own(const Work& work) const {
+    work(thread());
+  }
+
   template <class Value>
   struct PerThread {
     Value value{};
@@ -227,8 +232,11 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return word;
 }
 
-// Ends the launch with a message, as torch's own indexing does.
-[[noreturn]] __device__ __forceinline__ void stop(const char* text) { __assert_fail(text, "ga_scope", 0, "kernel"); }
+// Ends the launch with a message, as torch's own indexing does. The numbers are for the simulated grid alone: to print
+// them takes local memory in every kernel.
+[[noreturn]] __device__ __forceinline__ void refuse_location(int64_t, int64_t, int64_t) {
+  __assert_fail("locations: expected values in [0, number of output positions)", "ga_scope", 0, "kernel");
+}
 
 // ---- copies -------------------------------------------------------------------------------------
 

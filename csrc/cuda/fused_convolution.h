@@ -34,7 +34,7 @@ struct FusedConvolution {
   using Stage = TileStage<kTileRows>;
   using Vector = Numbers<T, kNumbers>;
 
-  // A row of the tile. Where its output begins: null past the last row.
+  // A row of the tile; past the last one, the last again.
   struct TileRow {
     Pointer<const T> image;
     Pointer<T> output;
@@ -149,7 +149,7 @@ struct FusedConvolution {
       if (!has_row()) return;
       TileRow& row = shared.row[number];
       row.image = view.input.of(at) + place.group * kernel.chunks * kChunk;
-      row.output = within(place.first_row + number, view.rows) ? kernel.output.at(r, at) : nullptr;
+      row.output = kernel.output.at(r, at);
       row.column_stride = kernel.output.column_stride(at);
     }
 
@@ -482,7 +482,7 @@ struct FusedConvolution {
       GA_UNROLL for (int half = 0; half < 2; ++half) {
         const int row = warp_row(warp.index) + 16 * i + 8 * half + warp.lane / 4;
         const TileRow& to = shared.row[row];
-        if (to.output == nullptr) continue;
+        if (!within(place.first_row + row, view.rows)) continue;
         if (plan.splits > 1) {
           const int64_t above = place.part * view.rows + place.first_row + row;
           store_row(this->sums + (above * view.groups * place.columns + out), 1, sums[i], half, column, place,

@@ -11,7 +11,7 @@
 //   block.shared<Shared>()          the block's shared memory, uninitialised
 //   block.sync()                    a barrier of the whole block
 //   block.sync(b, n), arrive(b, n)  a barrier b in [1, 16) of n threads in whole warps: comes and waits, or only comes
-//   block.each(f)                   f(thread), then a barrier of the whole block
+//   block.each(f), block.own(f)     f(thread), then a barrier of the whole block; or without
 //   PerThread<Block, V> v           a V that lives from one each() to the next: v[thread]
 //   block.warp()                    the thread's warp: shuffles, ballots, matrices for the tensor cores
 //

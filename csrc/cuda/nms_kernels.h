@@ -77,7 +77,7 @@ struct Sweep {
     for (int64_t w = thread; within(w, words); w += kThreads) shared.gone[w] = not_valid(first, w);
     for (int64_t tile = 0; tile < words; ++tile) {
       const int64_t begin = tile * kTile;
-      if (thread < kTile) {
+      if (within(thread, kTile)) {
         const bool there = within(begin + thread, count);
         shared.diagonal[thread] = there ? bits[(first + begin + thread) * words + tile] : 0;
       }

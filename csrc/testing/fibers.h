@@ -28,9 +28,7 @@ struct Reason {
   const char* file;
   int line;
 
-  bool operator==(const Reason& other) const {
-    return std::string(what) == other.what && std::string(file) == other.file && line == other.line;
-  }
+  bool operator==(const Reason& other) const { return what == other.what && line == other.line; }
 };
 
 class Fibers {
@@ -54,12 +52,10 @@ class Fibers {
     ready_.assign(groups, {});
     ready_groups_.clear();
     for (int i = 0; i < count; ++i) make_ready(i);
-    while (ended_ < count && !failure_) {
-      if (ready_groups_.empty()) {
-        abandon();
-        throw std::runtime_error("deadlock: " + report(count));
-      }
-      resume(take_ready());
+    switch_from(scheduler_);
+    if (ended_ < count && !failure_) {
+      abandon();
+      throw std::runtime_error("deadlock: " + report(count));
     }
     if (failure_) {
       abandon();
@@ -70,7 +66,7 @@ class Fibers {
   // The running fiber waits until make_ready(its number).
   void wait(const Reason& reason) {
     fibers_[running_].waits_for = reason;
-    suspend();
+    switch_from(fibers_[running_].place);
   }
   void make_ready(int fiber) {
     std::vector<int>& group = ready_[fiber / group_size_];
@@ -124,24 +120,23 @@ class Fibers {
     return fiber;
   }
 
-  // Where the scheduler and the fibers change places: setjmp and longjmp, which make no system call.
-  __attribute__((noinline)) void resume(int number) {
-    running_ = number;
-    Fiber& fiber = fibers_[number];
-    if (_setjmp(scheduler_)) return;
-    if (fiber.started) _longjmp(fiber.place, 1);
-    fiber.started = true;
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack;
-    fiber.start.uc_stack.ss_size = kStackBytes;
-    fiber.start.uc_link = nullptr;
+  // Goes on with a fiber that is ready, or with run() if there is none or one has failed; returns when it is this one's
+  // turn again. By setjmp and longjmp, which make no system call.
+  __attribute__((noinline)) void switch_from(jmp_buf& here) {
+    if (_setjmp(here)) return;
+    if (ready_groups_.empty() || failure_) _longjmp(scheduler_, 1);
+    running_ = take_ready();
+    Fiber& next = fibers_[running_];
+    if (next.started) _longjmp(next.place, 1);
+    next.started = true;
+    getcontext(&next.start);
+    next.start.uc_stack.ss_sp = next.stack;
+    next.start.uc_stack.ss_size = kStackBytes;
+    next.start.uc_link = nullptr;
     const auto self = reinterpret_cast<uintptr_t>(this);
-    makecontext(&fiber.start, reinterpret_cast<void (*)()>(&Fibers::enter), 2, static_cast<unsigned>(self),
+    makecontext(&next.start, reinterpret_cast<void (*)()>(&Fibers::enter), 2, static_cast<unsigned>(self),
                 static_cast<unsigned>(self >> 32));
-    setcontext(&fiber.start);
-  }
-  __attribute__((noinline)) void suspend() {
-    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
+    setcontext(&next.start);
   }
 
   static void enter(unsigned low, unsigned high) {

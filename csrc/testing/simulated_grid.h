@@ -44,6 +44,7 @@ constexpr int kWarpLanes = 32;
 
 [[noreturn]] inline void fail(const std::string& text) { throw std::runtime_error(text); }
 
+inline bool same(const Where& a, const Where& b) { return a.line() == b.line() && a.column() == b.column(); }
 inline std::string place_of(const Where& where) {
   return std::string(where.file_name()) + ":" + std::to_string(where.line());
 }
@@ -195,13 +196,10 @@ class BlockState {
   void arrive(int number, int expected, bool wait, bool same_place, const Where& where) {
     Barrier& barrier = barriers_[number];
     const int thread = fibers_.running();
-    if (barrier.arrived == 0) {
-      barrier.expected = expected;
-      barrier.place = place_of(where);
-    }
+    if (barrier.arrived == 0) barrier.expected = expected, barrier.where = where;
     if (barrier.expected != expected) fail("barrier: of " + std::to_string(barrier.expected) + " threads and of others");
-    if (same_place && barrier.place != place_of(where)) {
-      fail("barrier: threads of a block at " + barrier.place + " and at " + place_of(where));
+    if (same_place && !same(barrier.where, where)) {
+      fail("barrier: threads of a block at " + place_of(barrier.where) + " and at " + place_of(where));
     }
     if (++barrier.lanes[thread / kWarpLanes] > kWarpLanes) fail("barrier: a warp came twice, at " + place_of(where));
     if (wait) barrier.waiting.push_back(thread);
@@ -225,7 +223,7 @@ class BlockState {
     const int thread = fibers_.running();
     Meeting& meeting = warps_[thread / kWarpLanes];
     if (meeting.arrived == 0) meeting.what = what, meeting.where = where;
-    if (meeting.where.line() != where.line() || std::strcmp(meeting.what, what) != 0) {
+    if (!same(meeting.where, where) || meeting.what != what) {
       fail(std::string("a warp at ") + meeting.what + ", " + place_of(meeting.where) + ", and at " + what + ", " +
            place_of(where));
     }
@@ -246,7 +244,7 @@ class BlockState {
  private:
   struct Barrier {
     int arrived = 0, expected = 0;
-    std::string place;
+    Where where;
     std::vector<int> waiting, lanes;  // lanes: that have come, of each warp
   };
   struct Meeting {
@@ -298,6 +296,11 @@ class SimulatedBlock {
     work(thread_);
     if (!mutations.deletes_unseen("barrier", where)) state_.arrive(0, threads_, true, true, where);
     last_each_ = where;
+  }
+
+  template <class Work>
+  void own(const Work& work) const {
+    work(thread_);
   }
 
   template <class Value>
@@ -446,7 +449,10 @@ uint32_t pack(float low, float high) {
   return static_cast<uint32_t>(T(low).x) | static_cast<uint32_t>(T(high).x) << 16;
 }
 
-[[noreturn]] inline void stop(const char* text) { fail(text); }
+[[noreturn]] inline void refuse_location(int64_t location, int64_t row, int64_t limit) {
+  fail("locations: expected values in [0, " + std::to_string(limit) + "), got " + std::to_string(location) + " at " +
+       std::to_string(row));
+}
 
 // ---- copies -------------------------------------------------------------------------------------
 
