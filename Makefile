@@ -34,7 +34,7 @@ DEMO := output/demo
 demo: install
 	$(PY) tools/make_shapes.py datasets/shapes
 	$(PY) train_net.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml OUTPUT_DIR $(DEMO)
-	$(PY) tools/visualize.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml \
+	$(PY) tools/visualize.py --config-file configs/shapes/ga_faster_rcnn_R_18_FPN.yaml --limit 20 \
 	  --input shapes_val --output $(DEMO)/pictures MODEL.WEIGHTS $(DEMO)/model_final.pth
 
 SCOPENET_DEMO := output/scopenet-demo
@@ -43,7 +43,7 @@ SCOPENET_CONFIG := configs/shapes/scopenet_R_18_FPN.yaml
 scopenet-demo: install
 	$(PY) tools/make_shapes.py datasets/shapes_4000 --train 4000
 	$(PY) train_net.py --config-file $(SCOPENET_CONFIG) OUTPUT_DIR $(SCOPENET_DEMO)
-	$(PY) tools/visualize_scope.py --config-file $(SCOPENET_CONFIG) \
+	$(PY) tools/visualize.py --config-file $(SCOPENET_CONFIG) --limit 20 --score-thresh 0.3 \
 	  --input shapes_4000_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
 
 # A process per core, up to eight; files whole, since their tests share what they train and build.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains and evaluates: train_net.py --config-file configs/... [--eval-only] [--resume] [KEY VALUE ...]"""
+"""Trains or evaluates a model: ``train_net.py --config-file configs/... [KEY VALUE ...]``."""
 
-from ga_scope.train import main
+from ga_scope.cli import end_well, train_net
 
 if __name__ == "__main__":
-    main()
+    end_well(train_net)

@@ -29,19 +29,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
       "int[] padding, int[] dilation, int groups, bool want_input, bool want_weight, bool deterministic) "
       "-> (Tensor[], Tensor)");
   // Boxes of all images in one (G, 4) tensor, gt_counts of them per image, and so the ignore boxes; level l is
-  // heights[l] x widths[l]. Per anchor: best IoU and its box; per box: best IoU and its anchor; per anchor:
+  // heights[l] x widths[l]. Per anchor: best IoU and its box; per box: best IoU and its first anchor; per anchor: the
+  // last box that it is best for, alone or tied, with at least low_quality_from (None: not looked for); per anchor:
   // whether it lies in an ignore box.
   m.def(
       "viou_match(Tensor gt_boxes, SymInt[] gt_counts, Tensor ignore_boxes, SymInt[] ignore_counts, SymInt[] heights, "
-      "SymInt[] widths, float[] strides, Tensor? shapes, Tensor? size_range, float cell_offset, float min_iou) -> "
-      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "SymInt[] widths, float[] strides, Tensor? shapes, Tensor? size_range, float cell_offset, float min_iou, "
+      "float? low_quality_from) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "iou_match(Tensor boxes, SymInt[] counts, Tensor gt_boxes, SymInt[] gt_counts, Tensor ignore_boxes, "
-      "SymInt[] ignore_counts, float ignore_from) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "SymInt[] ignore_counts, float ignore_from, float? low_quality_from) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // rounded: the release's rule for the regions' borders and overlaps, or else the paper's.
   m.def(
       "location_targets(Tensor gt_boxes, SymInt[] gt_counts, Tensor ignore_boxes, SymInt[] ignore_counts, "
       "SymInt[] heights, SymInt[] widths, float[] strides, float sigma, float center_ratio, float ignore_ratio, "
-      "float cell_offset) -> Tensor");
+      "float cell_offset, bool rounded) -> Tensor");
   // Boxes (B, K, 4), the best of each batch entry first: which survive. Of a fixed size, unlike a list of survivors.
   m.def("nms_mask(Tensor boxes, Tensor? groups, Tensor? valid, float iou_threshold) -> Tensor");
 }

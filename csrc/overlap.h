@@ -4,7 +4,27 @@
 
 #include "host_device.h"
 
+GA_EXACT_BEGIN
+
 namespace ga_scope {
+
+// A product that is rounded before anything is added to it. With every operation rounded once, IoU is bit for bit what
+// torch computes operation by operation, and the same on every processor: ties are ties everywhere.
+GA_HOST_DEVICE float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+GA_HOST_DEVICE double product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 
 template <class Real>
 struct Box {
@@ -12,7 +32,7 @@ struct Box {
 
   GA_HOST_DEVICE Real width() const { return x2 - x1; }
   GA_HOST_DEVICE Real height() const { return y2 - y1; }
-  GA_HOST_DEVICE Real area() const { return width() * height(); }
+  GA_HOST_DEVICE Real area() const { return product(width(), height()); }
   // False for NaN, too.
   GA_HOST_DEVICE bool valid() const { return x2 > x1 && y2 > y1; }
   GA_HOST_DEVICE bool contains(Real x, Real y) const { return x >= x1 && x <= x2 && y >= y1 && y <= y2; }
@@ -33,25 +53,28 @@ GA_HOST_DEVICE Real clamped(Real value, Real low, Real high) {
   return smaller(larger(value, low), high);
 }
 
-// Overlap of a centred interval of the given size with the interval that reaches `before` to one side of
-// the centre and `after` to the other (signed: negative where the centre lies outside).
+// Overlap of a centred interval of the given size with the interval of length `extent` that reaches `before` to one
+// side of the centre and `after` to the other (signed: negative where the centre lies outside). An interval that is
+// covered counts with its own length, whose rounding does not depend on where the centre lies: all the anchors that
+// cover a box tie.
 template <class Real>
-GA_HOST_DEVICE Real centred_overlap(Real size, Real before, Real after) {
+GA_HOST_DEVICE Real centred_overlap(Real size, Real before, Real after, Real extent) {
   const Real half = size * Real(0.5);
-  return larger(smaller(half, before) + smaller(half, after), Real(0));
+  const Real overlap = larger(smaller(half, before) + smaller(half, after), Real(0));
+  return (before <= half) & (after <= half) ? extent : overlap;
 }
 
-// 0 where nothing overlaps, so that empty shapes give 0 rather than 0 / 0.
+// 0 where nothing overlaps, 0 / 0 of empty shapes included. Without a branch, which would keep loops scalar.
 template <class Real>
 GA_HOST_DEVICE Real ratio_of_overlap(Real intersection, Real other_areas) {
-  return intersection > Real(0) ? intersection / (other_areas - intersection) : Real(0);
+  return larger(intersection / (other_areas - intersection), Real(0));
 }
 
 template <class Real>
 GA_HOST_DEVICE Real intersection(const Box<Real>& a, const Box<Real>& b) {
   const Real w = larger(smaller(a.x2, b.x2) - larger(a.x1, b.x1), Real(0));
   const Real h = larger(smaller(a.y2, b.y2) - larger(a.y1, b.y1), Real(0));
-  return w * h;
+  return product(w, h);
 }
 
 template <class Real>
@@ -77,21 +100,26 @@ struct SizeCandidates {
 };
 
 template <class Real>
-GA_HOST_DEVICE SizeCandidates<Real> size_candidates(Real before, Real after, Real low, Real high) {
+GA_HOST_DEVICE SizeCandidates<Real> size_candidates(Real before, Real after, Real extent, Real low, Real high) {
   SizeCandidates<Real> c;
   c.near_size = clamped(Real(2) * smaller(before, after), low, high);
   c.far_size = clamped(Real(2) * larger(before, after), low, high);
-  c.near_overlap = centred_overlap(c.near_size, before, after);
-  c.far_overlap = centred_overlap(c.far_size, before, after);
+  c.near_overlap = centred_overlap(c.near_size, before, after, extent);
+  c.far_overlap = centred_overlap(c.far_size, before, after, extent);
   return c;
 }
 
 template <class Real>
+GA_HOST_DEVICE Real iou_of_sides(Real overlap_w, Real overlap_h, Real width, Real height, Real box_area) {
+  return ratio_of_overlap(product(overlap_w, overlap_h), product(width, height) + box_area);
+}
+
+template <class Real>
 GA_HOST_DEVICE Real best_of_candidates(const SizeCandidates<Real>& w, const SizeCandidates<Real>& h, Real box_area) {
-  Real best = ratio_of_overlap(w.near_overlap * h.near_overlap, w.near_size * h.near_size + box_area);
-  best = larger(best, ratio_of_overlap(w.near_overlap * h.far_overlap, w.near_size * h.far_size + box_area));
-  best = larger(best, ratio_of_overlap(w.far_overlap * h.near_overlap, w.far_size * h.near_size + box_area));
-  return larger(best, ratio_of_overlap(w.far_overlap * h.far_overlap, w.far_size * h.far_size + box_area));
+  Real best = iou_of_sides(w.near_overlap, h.near_overlap, w.near_size, h.near_size, box_area);
+  best = larger(best, iou_of_sides(w.near_overlap, h.far_overlap, w.near_size, h.far_size, box_area));
+  best = larger(best, iou_of_sides(w.far_overlap, h.near_overlap, w.far_size, h.near_size, box_area));
+  return larger(best, iou_of_sides(w.far_overlap, h.far_overlap, w.far_size, h.far_size, box_area));
 }
 
 // How far along an axis an anchor's centre can be from the centre of a box of this extent and still reach
@@ -105,3 +133,5 @@ GA_HOST_DEVICE Real reach(Real extent, Real least) {
 }
 
 }  // namespace ga_scope
+
+GA_EXACT_END

@@ -15,50 +15,48 @@ namespace {
 
 template <class Real>
 void paint(const std::vector<LevelShape>& levels, const std::vector<double>& strides, std::span<const Box<Real>> boxes,
-           std::span<const Box<Real>> ignore_boxes, double sigma, double center_ratio, double ignore_ratio,
-           double cell_offset, int8_t* labels) {
+           std::span<const Box<Real>> ignore_boxes, const RegionRule& rule, int8_t* labels) {
   const int num_levels = static_cast<int>(levels.size());
-  const auto fill = [&](int level, const Box<Real>& box, double ratio, int8_t label, bool keep_one) {
+  const auto fill = [&](int level, const Box<Real>& box, Region region) {
     const LevelShape& shape = levels[level];
-    const double stride = strides[level];
-    const double cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
-    const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
-    const CellRange columns = cells_of_box(cx, half_w, {stride, cell_offset, shape.width}, keep_one);
-    const CellRange rows = cells_of_box(cy, half_h, {stride, cell_offset, shape.height}, keep_one);
+    const auto [rows, columns] = cells_of_region(box, region, rule, shape, strides[level]);
     for (int64_t y = rows.first; y < rows.last; ++y) {
       int8_t* row = labels + shape.first + y * shape.width;
-      std::fill(row + std::min(columns.first, columns.last), row + columns.last, label);
+      std::fill(row + std::min(columns.first, columns.last), row + columns.last, region == Region::kCentre ? 1 : -1);
     }
   };
+  const auto level_of = [&](const Box<Real>& box) { return level_of_box(box, rule.sigma * strides[0], num_levels); };
   for (const Box<Real>& box : ignore_boxes) {
-    for (int level = 0; level < num_levels && box.valid(); ++level) fill(level, box, 1, -1, false);
+    for (int level = 0; level < num_levels && box.valid(); ++level) fill(level, box, Region::kWhole);
   }
-  // All ignore regions before any centre region: CR suppresses IR suppresses OR, in whatever order boxes come.
-  for (const bool centres : {false, true}) {
-    for (const Box<Real>& box : boxes) {
-      if (!box.valid()) continue;
-      const int level = level_of_box(double(box.x2) - box.x1, double(box.y2) - box.y1, sigma * strides[0], num_levels);
-      if (centres) {
-        fill(level, box, center_ratio, 1, true);
-        continue;
-      }
-      fill(level, box, ignore_ratio, -1, false);
-      for (int adjacent : {level - 1, level + 1}) {
-        if (adjacent >= 0 && adjacent < num_levels) fill(adjacent, box, ignore_ratio, -1, false);
-      }
+  // First what suppresses nothing: by the paper's rule all ignore regions (CR suppresses IR suppresses OR, in whatever
+  // order boxes come), by the release's those on the adjacent levels.
+  for (const Box<Real>& box : boxes) {
+    if (!box.valid()) continue;
+    const int own = level_of(box);
+    for (int level = std::max(own - 1, 0); level <= std::min(own + 1, num_levels - 1); ++level) {
+      if (level != own || !rule.rounded) fill(level, box, Region::kIgnore);
     }
+  }
+  // On a box's own level the release writes box by box: a later one's ignore region erases an earlier one's centre.
+  for (const Box<Real>& box : boxes) {
+    if (!box.valid()) continue;
+    const int own = level_of(box);
+    if (rule.rounded) fill(own, box, Region::kIgnore);
+    fill(own, box, Region::kCentre);
   }
 }
 
 Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
                         std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
                         std::vector<double> strides, double sigma, double center_ratio, double ignore_ratio,
-                        double cell_offset) {
+                        double cell_offset, bool rounded) {
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
-  const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
-  check_regions(op, sigma, center_ratio, ignore_ratio, cell_offset);
+  const std::vector<LevelShape> levels =
+      check_levels_of_images(op, static_cast<int64_t>(gt_counts.size()), heights, widths, strides);
+  check_regions(op, sigma, center_ratio, ignore_ratio, cell_offset, strides[0]);
   const int64_t locations = locations_of(levels);
   const int64_t images = static_cast<int64_t>(gt_counts.size());
   Tensor labels = torch::stable::new_zeros(gt_boxes, {images * locations}, ScalarType::Char);
@@ -67,7 +65,7 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor 
     const BoxesOfImages<Real> gts(gt_boxes, gt_counts), ignored(ignore_boxes, ignore_counts);
     parallel(images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
-        paint(levels, strides, gts.of(n), ignored.of(n), sigma, center_ratio, ignore_ratio, cell_offset,
+        paint(levels, strides, gts.of(n), ignored.of(n), {sigma, center_ratio, ignore_ratio, cell_offset, rounded},
               data + n * locations);
       }
     });

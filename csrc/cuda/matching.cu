@@ -13,7 +13,7 @@
 namespace ga_scope::cuda {
 namespace {
 
-using MatchResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using MatchResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Visit>
 void dispatch(ScalarType dtype, const Visit& visit) {
@@ -43,49 +43,64 @@ void for_image_groups(const Starts& starts, const BlocksOf& blocks_of, const Lau
 
 template <class Real, class Anchors>
 MatchResult match(const char* op, const Device& device, const Tensor& gt_boxes, const Tensor& ignore_boxes,
-                  const Anchors& anchors, const Starts& starts) {
+                  const Anchors& anchors, const Starts& starts, std::optional<double> low_quality_from) {
   using Kernel = Match<Real, Anchors>;
   const int64_t count = starts.anchor.back(), boxes = gt_boxes.size(0);
   check(count < BestKey<Real>::kMostAnchors, op, "anchors", text("fewer than ", BestKey<Real>::kMostAnchors), count);
   const auto integers = [&](int64_t size) { return torch::stable::new_empty(gt_boxes, {size}, ScalarType::Long); };
-  MatchResult result{torch::stable::new_empty(gt_boxes, {count}), integers(count),
-                     torch::stable::new_empty(gt_boxes, {boxes}), integers(boxes),
+  const auto data = []<class Value>(const Tensor& tensor, Value) { return static_cast<Value*>(tensor.data_ptr()); };
+  MatchResult result{torch::stable::new_empty(gt_boxes, {count}),
+                     integers(count),
+                     torch::stable::new_empty(gt_boxes, {boxes}),
+                     integers(boxes),
+                     integers(count),
                      torch::stable::new_empty(gt_boxes, {count}, ScalarType::Bool)};
-  const Tensor best = torch::stable::new_zeros(gt_boxes, {boxes}, ScalarType::Long);
+  const Tensor keys = torch::stable::new_zeros(gt_boxes, {2, boxes}, ScalarType::Long), last = integers(boxes);
   const Tensor dense = torch::stable::contiguous(gt_boxes), dense_ignore = torch::stable::contiguous(ignore_boxes);
+  const BestAnchors best{data(keys, uint64_t{}), data(keys, uint64_t{}) + boxes, data(std::get<3>(result), int64_t{}),
+                         data(last, int64_t{})};
   Kernel kernel{.anchors = anchors,
-                .boxes = static_cast<const Real*>(dense.data_ptr()),
-                .ignore_boxes = static_cast<const Real*>(dense_ignore.data_ptr()),
-                .best = static_cast<uint64_t*>(best.data_ptr()),
-                .best_index = static_cast<int64_t*>(std::get<3>(result).data_ptr()),
-                .iou = static_cast<Real*>(std::get<0>(result).data_ptr()),
-                .index = static_cast<int64_t*>(std::get<1>(result).data_ptr()),
-                .ignored = static_cast<bool*>(std::get<4>(result).data_ptr())};
+                .boxes = data(dense, Real{}),
+                .ignore_boxes = data(dense_ignore, Real{}),
+                .best = best,
+                .iou = data(std::get<0>(result), Real{}),
+                .index = data(std::get<1>(result), int64_t{}),
+                .best_for = data(std::get<4>(result), int64_t{}),
+                .ignored = data(std::get<5>(result), bool{})};
   const auto blocks_of = [&](int64_t image) {
     return (starts.anchor[image + 1] - starts.anchor[image] + Kernel::kThreads - 1) / Kernel::kThreads;
   };
   for (kernel.pass = 0; kernel.pass < BestKey<Real>::kPasses; ++kernel.pass) {
-    if (kernel.pass == 1) for_each(device, "fill", boxes, Fill<int64_t>{kernel.best_index, INT64_MAX});
+    if (kernel.pass == 1) {
+      for_each(device, "fill", boxes, Fill<int64_t>{best.first, INT64_MAX});
+      for_each(device, "fill", boxes, Fill<int64_t>{best.last, kNobody});
+    }
     for_image_groups(starts, blocks_of, [&](const ImageRanges& ranges, int64_t) {
       kernel.ranges = ranges;
       device.launch("match", kernel, ranges.block[ranges.images]);
     });
   }
-  for_each(device, "store_best", boxes,
-           StoreBest<Real>{kernel.best, kernel.best_index, anchors.min_iou,
-                           static_cast<Real*>(std::get<2>(result).data_ptr()), kernel.best_index});
+  Real* gt_iou = data(std::get<2>(result), Real{});
+  for_each(device, "store_best", boxes, StoreBest<Real>{best, anchors.min_iou, gt_iou});
+  if (low_quality_from) {
+    const Real least = static_cast<Real>(*low_quality_from);
+    device.launch("mark_best",
+                  MarkBest<Real, Anchors>{anchors, kernel.boxes, gt_iou, best.first, best.last, least, kernel.best_for},
+                  boxes);
+  }
   return result;
 }
 
 MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
                        std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
                        std::vector<double> strides, std::optional<Tensor> shapes, std::optional<Tensor> size_range,
-                       double cell_offset, double min_iou) {
+                       double cell_offset, double min_iou, std::optional<double> low_quality_from) {
   const char* op = "viou_match";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
   const std::vector<LevelShape> levels =
-      check_variable_anchors(op, gt_boxes, {heights, widths, strides, shapes, size_range, cell_offset, min_iou});
+      check_variable_anchors(op, gt_boxes, static_cast<int64_t>(gt_counts.size()),
+                             {heights, widths, strides, shapes, size_range, cell_offset, min_iou, low_quality_from});
   check(levels.size() <= kMaxLevels, op, "level_sizes", text("at most ", kMaxLevels, " levels on CUDA"), levels.size());
   const Device device(gt_boxes);
   const std::vector<int64_t> anchor_counts(gt_counts.size(), locations_of(levels));
@@ -109,13 +124,14 @@ MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor i
       anchors.num_shapes = shapes->size(1);
     }
     if (size_range) anchors.size_range = static_cast<const Real*>(kept_range.data_ptr());
-    result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts);
+    result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts, low_quality_from);
   });
   return result;
 }
 
 MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes, std::vector<int64_t> gt_counts,
-                      Tensor ignore_boxes, std::vector<int64_t> ignore_counts, double ignore_from) {
+                      Tensor ignore_boxes, std::vector<int64_t> ignore_counts, double ignore_from,
+                      std::optional<double> low_quality_from) {
   const char* op = "iou_match";
   check_boxes(op, "boxes", boxes, "counts", counts);
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
@@ -124,13 +140,14 @@ MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes
   check(counts.size() == gt_counts.size(), op, "gt_counts", text(counts.size(), " images"), gt_counts.size());
   check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
   check_ignore_from(op, ignore_from);
+  check_low_quality_from(op, low_quality_from);
   const Device device(gt_boxes);
   const Tensor dense = torch::stable::contiguous(boxes);
   MatchResult result;
   dispatch(boxes.scalar_type(), [&]<class Real>(Real) {
     const FixedAnchors<Real> anchors{static_cast<const Real*>(dense.data_ptr()), Real(0), Real(ignore_from)};
     const Starts starts{starts_of(counts), starts_of(gt_counts), starts_of(ignore_counts)};
-    result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts);
+    result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts, low_quality_from);
   });
   return result;
 }
@@ -138,40 +155,44 @@ MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes
 Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor ignore_boxes,
                         std::vector<int64_t> ignore_counts, std::vector<int64_t> heights, std::vector<int64_t> widths,
                         std::vector<double> strides, double sigma, double center_ratio, double ignore_ratio,
-                        double cell_offset) {
+                        double cell_offset, bool rounded) {
   const char* op = "location_targets";
   check_boxes(op, "gt_boxes", gt_boxes, "gt_counts", gt_counts);
   check_ignore_boxes(op, ignore_boxes, ignore_counts, gt_boxes, gt_counts);
-  const std::vector<LevelShape> levels = check_levels(op, heights, widths, strides);
-  check_regions(op, sigma, center_ratio, ignore_ratio, cell_offset);
+  const std::vector<LevelShape> levels =
+      check_levels_of_images(op, static_cast<int64_t>(gt_counts.size()), heights, widths, strides);
+  check_regions(op, sigma, center_ratio, ignore_ratio, cell_offset, strides[0]);
   check(levels.size() <= kMaxLevels, op, "level_sizes", text("at most ", kMaxLevels, " levels on CUDA"), levels.size());
   const Device device(gt_boxes);
   const int64_t images = static_cast<int64_t>(gt_counts.size()), locations = locations_of(levels);
   const Tensor labels = torch::stable::new_zeros(gt_boxes, {images * locations}, ScalarType::Char);
+  const Tensor ranks = torch::stable::new_zeros(gt_boxes, {rounded ? images * locations : 0}, ScalarType::Long);
   const Tensor dense = torch::stable::contiguous(gt_boxes), dense_ignore = torch::stable::contiguous(ignore_boxes);
   dispatch(gt_boxes.scalar_type(), [&]<class Real>(Real) {
     PaintRegions<Real> kernel{.num_levels = static_cast<int>(levels.size()),
                               .locations_per_image = locations,
-                              .sigma = sigma,
-                              .center_ratio = center_ratio,
-                              .ignore_ratio = ignore_ratio,
-                              .cell_offset = cell_offset};
+                              .rule = {sigma, center_ratio, ignore_ratio, cell_offset, rounded}};
     for (size_t l = 0; l < levels.size(); ++l) kernel.levels[l] = levels[l], kernel.strides[l] = strides[l];
-    const auto paint = [&](Region region, const Tensor& boxes, const std::vector<int64_t>& counts) {
-      kernel.region = region;
+    const auto paint = [&](Painting painting, const Tensor& boxes, const std::vector<int64_t>& counts) {
+      kernel.painting = painting;
       kernel.boxes = static_cast<const Real*>(boxes.data_ptr());
       const std::vector<int64_t> starts = starts_of(counts);
       const auto blocks_of = [&](int64_t image) { return counts[image]; };
       for_image_groups({starts, starts, starts}, blocks_of, [&](const ImageRanges& ranges, int64_t first) {
         kernel.ranges = ranges;
         kernel.labels = static_cast<int8_t*>(labels.data_ptr()) + first * locations;
+        if (rounded) kernel.ranks = static_cast<uint64_t*>(ranks.data_ptr()) + first * locations;
         device.launch("paint_regions", kernel, ranges.block[ranges.images]);
       });
     };
-    paint(Region::kWhole, dense_ignore, ignore_counts);
-    paint(Region::kIgnore, dense, gt_counts);
-    paint(Region::kCentre, dense, gt_counts);
+    paint(Painting::kIgnoreBoxes, dense_ignore, ignore_counts);
+    paint(Painting::kAround, dense, gt_counts);
+    paint(Painting::kOwn, dense, gt_counts);
   });
+  if (rounded) {
+    for_each(device, "store_ranks", images * locations,
+             StoreRanks{static_cast<const uint64_t*>(ranks.data_ptr()), static_cast<int8_t*>(labels.data_ptr())});
+  }
   return labels;
 }
 

@@ -1,8 +1,10 @@
-// The best box of every anchor and the best anchor of every box, streamed: no anchors x boxes matrix.
+// The best box of every anchor and the best anchors of every box, streamed: no anchors x boxes matrix.
 //
 // A thread is an anchor and meets its image's boxes tile by tile. A tile's overlaps pass through shared
-// memory once more, crosswise, so that a few threads per box find its best anchor of the block and offer it
-// with one atomic operation each. Maxima and minima do not depend on order: results are deterministic.
+// memory once more, crosswise, so that a few threads per box find its best anchors of the block and offer the first
+// and the last of them with one atomic operation each. Maxima and minima do not depend on order: results are
+// deterministic. Which of the anchors between the two tie with them is known only when all have been seen: a block
+// per box looks again (MarkBest), with the same arithmetic (product() in overlap.h).
 #pragma once
 
 #include <cstdint>
@@ -59,7 +61,7 @@ struct VariableAnchors {
   GA_HOST_DEVICE Anchor anchor(int64_t index) const {
     const Location at = decode_location(index, levels, num_levels, locations_per_image);
     const Real stride = strides[at.level];
-    return {(Real(at.x) + cell_offset) * stride, (Real(at.y) + cell_offset) * stride, stride, at.level};
+    return {product(Real(at.x) + cell_offset, stride), product(Real(at.y) + cell_offset, stride), stride, at.level};
   }
 
   GA_HOST_DEVICE Real overlap(const Anchor& at, const Box<Real>& box) const {
@@ -68,14 +70,15 @@ struct VariableAnchors {
     if (shapes == nullptr) {
       const Real low = size_range ? size_range[2 * at.level] : Real(0);
       const Real high = size_range ? size_range[2 * at.level + 1] : Real(INFINITY);
-      return best_of_candidates(size_candidates(left, right, low, high), size_candidates(above, below, low, high),
-                                box.area());
+      return best_of_candidates(size_candidates(left, right, box.width(), low, high),
+                                size_candidates(above, below, box.height(), low, high), box.area());
     }
     Real best = 0;
     for (int64_t s = 0; s < num_shapes; ++s) {
       const Real* shape = shapes + (at.level * num_shapes + s) * 2;
-      const Real overlap = centred_overlap(shape[0], left, right) * centred_overlap(shape[1], above, below);
-      best = larger(best, ratio_of_overlap(overlap, shape[0] * shape[1] + box.area()));
+      const Real overlap_w = centred_overlap(shape[0], left, right, box.width());
+      const Real overlap_h = centred_overlap(shape[1], above, below, box.height());
+      best = larger(best, iou_of_sides(overlap_w, overlap_h, shape[0], shape[1], box.area()));
     }
     return best;
   }
@@ -113,8 +116,8 @@ struct FixedAnchors {
 
 // ---- the best of all anchors, merged between blocks ---------------------------------------------
 
-// One 64-bit key per box. float: the IoU above the anchor, complemented so that of equal IoUs the lower
-// anchor is the larger key. double fills the key itself: a second pass finds the anchor.
+// 64-bit keys. float: the IoU above the anchor, complemented for the first anchor, so that of equal IoUs the lower one
+// is the larger key; as it is for the last. double fills the key itself: a second pass finds the anchors.
 template <class Real>
 struct BestKey;
 
@@ -122,19 +125,28 @@ template <>
 struct BestKey<float> {
   static constexpr int kPasses = 1;
   static constexpr int64_t kMostAnchors = UINT32_MAX;
-  GA_KERNEL static uint64_t of(float iou, int64_t anchor) {
-    return bits_of(iou) << 32 | (UINT32_MAX - static_cast<uint32_t>(anchor));
+  GA_KERNEL static uint64_t of(float iou, uint32_t low) { return bits_of(iou) << 32 | low; }
+  GA_KERNEL static uint64_t of_first(float iou, int64_t anchor) {
+    return of(iou, UINT32_MAX - static_cast<uint32_t>(anchor));
   }
+  GA_KERNEL static uint64_t of_last(float iou, int64_t anchor) { return of(iou, static_cast<uint32_t>(anchor)); }
   GA_KERNEL static float iou(uint64_t key) { return float_of_bits(static_cast<uint32_t>(key >> 32)); }
-  GA_KERNEL static int64_t anchor(uint64_t key) { return UINT32_MAX - static_cast<uint32_t>(key); }
+  GA_KERNEL static int64_t first(uint64_t key) { return UINT32_MAX - static_cast<uint32_t>(key); }
+  GA_KERNEL static int64_t last(uint64_t key) { return static_cast<uint32_t>(key); }
 };
 
 template <>
 struct BestKey<double> {
   static constexpr int kPasses = 2;
   static constexpr int64_t kMostAnchors = INT64_MAX;
-  GA_KERNEL static uint64_t of(double iou, int64_t) { return bits_of(iou); }
+  GA_KERNEL static uint64_t of_first(double iou, int64_t) { return bits_of(iou); }
   GA_KERNEL static double iou(uint64_t key) { return double_of_bits(key); }
+};
+
+// Per box. float: two keys. double: one key, and anchors from the second pass.
+struct BestAnchors {
+  uint64_t *first_key, *last_key;  // 0 at the start
+  int64_t *first, *last;
 };
 
 template <class Real, class Anchors>
@@ -152,11 +164,11 @@ struct Match {
   ImageRanges ranges;
   const Real *boxes, *ignore_boxes;  // (G, 4), contiguous
   int pass;
-  uint64_t* best;       // (G,) keys, 0 at the start
-  int64_t* best_index;  // (G,) second pass: the lowest anchor with that IoU
-  Real* iou;            // (A,)
-  int64_t* index;       // (A,)
-  bool* ignored;        // (A,)
+  BestAnchors best;
+  Real* iou;          // (A,)
+  int64_t* index;     // (A,)
+  int64_t* best_for;  // (A,) nobody so far
+  bool* ignored;      // (A,)
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
@@ -193,6 +205,7 @@ struct Match {
       const bool kept = top_box[thread] >= 0 && top[thread] >= anchors.min_iou;
       iou[first + thread] = kept ? top[thread] : Real(0);
       index[first + thread] = kept ? top_box[thread] : kNobody;
+      best_for[first + thread] = kNobody;
       ignored[first + thread] = in_ignore_box(anchor[thread], image);
     });
   }
@@ -206,55 +219,87 @@ struct Match {
     return false;
   }
 
-  // The best of every kThreadsPerBox-th anchor of the block, offered to the box.
-  GA_KERNEL void offer(int64_t box, const Real* row, int part, int64_t first) const {
+  // The best of every kThreadsPerBox-th anchor of the block, the first and the last of them, offered to the box.
+  GA_KERNEL void offer(int64_t box, const Real* row, int part, int64_t begin) const {
     Real value = 0;
-    int at = 0;
+    int first = 0, last = 0;
     for (int i = part; i < kThreads; i += kThreadsPerBox) {
-      if (row[i] > value) value = row[i], at = i;
+      if (row[i] > value) value = row[i], first = i;
+      if (row[i] == value) last = i;
     }
     if (!(value > 0)) return;
-    const uint64_t key = Key::of(value, first + at);
-    if (pass == 0) {
-      if (key > read_now(&best[box])) atomic_max(&best[box], key);
-    } else if (key == best[box]) {
-      atomic_min(&best_index[box], first + at);
+    const uint64_t key = Key::of_first(value, begin + first);
+    if constexpr (Key::kPasses == 1) {
+      raise(&best.first_key[box], key);
+      raise(&best.last_key[box], Key::of_last(value, begin + last));
+    } else if (pass == 0) {
+      raise(&best.first_key[box], key);
+    } else if (key == best.first_key[box]) {
+      atomic_min(&best.first[box], begin + first);
+      atomic_max(&best.last[box], begin + last);
     }
+  }
+
+  GA_KERNEL static void raise(uint64_t* to, uint64_t key) {
+    if (key > read_now(to)) atomic_max(to, key);
   }
 };
 
-// Keys as the operator's outputs.
+// Keys as the operator's outputs; best.last, too.
 template <class Real>
 struct StoreBest {
-  const uint64_t* best;
-  const int64_t* best_index;
+  BestAnchors best;
   Real min_iou;
   Real* iou;
-  int64_t* index;
 
   GA_KERNEL void operator()(int64_t g) const {
-    const Real value = BestKey<Real>::iou(best[g]);
-    const bool kept = best[g] != 0 && value >= min_iou;
+    using Key = BestKey<Real>;
+    const Real value = Key::iou(best.first_key[g]);
+    const bool kept = best.first_key[g] != 0 && value >= min_iou;
     iou[g] = kept ? value : Real(0);
-    if constexpr (BestKey<Real>::kPasses == 1) {
-      index[g] = kept ? BestKey<Real>::anchor(best[g]) : kNobody;
-    } else {
-      index[g] = kept ? best_index[g] : kNobody;
+    if constexpr (Key::kPasses == 1) {
+      best.first[g] = Key::first(best.first_key[g]);
+      best.last[g] = Key::last(best.last_key[g]);
     }
+    if (!kept) best.first[g] = best.last[g] = kNobody;
+  }
+};
+
+// The anchors that tie for a box's best, one block per box. Of several boxes the last one stays.
+template <class Real, class Anchors>
+struct MarkBest {
+  static constexpr int kThreads = 256;
+  using Shared = NoShared;
+  Anchors anchors;
+  const Real *boxes, *gt_iou;
+  const int64_t *first, *last;  // of the best anchors, per box
+  Real least;                   // IoU of a box that takes part
+  int64_t* best_for;
+
+  template <class Block>
+  GA_KERNEL void operator()(Block& block) const {
+    const int64_t g = block.index();
+    if (first[g] < 0 || gt_iou[g] < least) return;
+    const Box<Real> box = read_box(boxes, g);
+    block.each([&](int thread) {
+      for (int64_t i = first[g] + thread; i <= last[g]; i += kThreads) {
+        if (anchors.overlap(anchors.anchor(i), box) == gt_iou[g]) atomic_max(&best_for[i], g);
+      }
+    });
   }
 };
 
 // ---- location targets ---------------------------------------------------------------------------
 
-// What is painted of a box, on which levels.
-enum class Region {
-  kWhole,   // -1 in all of it, everywhere: ignore boxes
-  kIgnore,  // -1 in the ignore region, on its level and the adjacent ones
-  kCentre,  // 1 in the centre region, on its level
+// What is painted of every box, in this order (cpu/location_targets.cpp).
+enum class Painting {
+  kIgnoreBoxes,  // -1 in all of it, on every level
+  kAround,       // -1 in the ignore region on the adjacent levels; by the paper's rule on its own level, too
+  kOwn,          // 1 in the centre region on its own level; by the release's rule its ignore region first
 };
 
-// Paints a region of every box, one block per box. Launched for each kind in turn: centres suppress the others
-// whatever the order of boxes. Threads that write the same cell write the same label.
+// Paints one block per box. Threads that write the same cell write the same label; by the release's rule, where the
+// last of the boxes that paint a cell decides, they raise its rank (StoreRanks).
 template <class Real>
 struct PaintRegions {
   static constexpr int kThreads = 256;
@@ -265,43 +310,66 @@ struct PaintRegions {
   int64_t locations_per_image;
   ImageRanges ranges;
   const Real* boxes;
-  double sigma, center_ratio, ignore_ratio, cell_offset;
-  Region region;
-  int8_t* labels;  // of the launch's first image
+  RegionRule rule;
+  Painting painting;
+  int8_t* labels;   // of the launch's first image
+  uint64_t* ranks;  // the same, for the release's rule; 0 at the start
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
-    const Box<Real> box = read_box(boxes, block.index() + ranges.box[0]);
+    const int64_t index = block.index() + ranges.box[0];
+    const Box<Real> box = read_box(boxes, index);
     if (!box.valid()) return;
-    const double width = double(box.x2) - box.x1, height = double(box.y2) - box.y1;
-    const int level = level_of_box(width, height, sigma * strides[0], num_levels);
-    const int image = ranges.image_of_block(block.index());
-    for (int l = 0; l < num_levels; ++l) {
-      const int away = l > level ? l - level : level - l;
-      if (region == Region::kWhole) paint(block, image, l, box, 1, -1);
-      if (region == Region::kIgnore && away <= 1) paint(block, image, l, box, ignore_ratio, -1);
-      if (region == Region::kCentre && away == 0) paint(block, image, l, box, center_ratio, 1);
+    const int own = level_of_box(box, rule.sigma * strides[0], num_levels);
+    const int64_t image = ranges.image_of_block(block.index());
+    for (int level = 0; level < num_levels; ++level) {
+      const int away = level > own ? level - own : own - level;
+      const Place at{image, level};
+      if (painting == Painting::kIgnoreBoxes) paint(block, at, box, Region::kWhole, 0);
+      if (painting == Painting::kAround && away <= 1 && !(away == 0 && rule.rounded)) {
+        paint(block, at, box, Region::kIgnore, 0);
+      }
+      if (painting == Painting::kOwn && away == 0) {
+        if (rule.rounded) paint(block, at, box, Region::kIgnore, 2 * (index + 1));
+        paint(block, at, box, Region::kCentre, rule.rounded ? 2 * (index + 1) + 1 : 0);
+      }
     }
   }
 
  private:
+  struct Place {
+    int64_t image;
+    int level;
+  };
+
+  // With a rank, that instead of a label.
   template <class Block>
-  GA_KERNEL void paint(Block& block, int image, int level, const Box<Real>& box, double ratio, int8_t label) const {
-    const LevelShape& shape = levels[level];
-    const double half_w = 0.5 * ratio * (double(box.x2) - box.x1), half_h = 0.5 * ratio * (double(box.y2) - box.y1);
-    const double stride = strides[level];
-    const double cx = 0.5 * (double(box.x1) + box.x2), cy = 0.5 * (double(box.y1) + box.y2);
-    const bool keep_one = region == Region::kCentre;
-    const CellRange columns = cells_of_box(cx, half_w, {stride, cell_offset, shape.width}, keep_one);
-    const CellRange rows = cells_of_box(cy, half_h, {stride, cell_offset, shape.height}, keep_one);
-    const int64_t width = columns.last - columns.first, height = rows.last - rows.first;
+  GA_KERNEL void paint(Block& block, const Place& at, const Box<Real>& box, Region region, uint64_t rank) const {
+    const LevelShape& shape = levels[at.level];
+    const CellBlock cells = cells_of_region(box, region, rule, shape, strides[at.level]);
+    const int64_t width = cells.columns.last - cells.columns.first, height = cells.rows.last - cells.rows.first;
     if (width <= 0 || height <= 0) return;
-    int8_t* map = labels + image * locations_per_image + shape.first;
+    const int64_t map = at.image * locations_per_image + shape.first;
     block.each([&](int thread) {
       for (int64_t i = thread; i < width * height; i += kThreads) {
-        map[(rows.first + i / width) * shape.width + columns.first + i % width] = label;
+        const int64_t cell = map + (cells.rows.first + i / width) * shape.width + cells.columns.first + i % width;
+        if (rank != 0) {
+          atomic_max(&ranks[cell], rank);
+        } else {
+          labels[cell] = region == Region::kCentre ? 1 : -1;
+        }
       }
     });
+  }
+};
+
+// The label of the last box that painted a cell: odd ranks are centres.
+struct StoreRanks {
+  const uint64_t* ranks;
+  int8_t* labels;
+
+  GA_KERNEL void operator()(int64_t i) const {
+    if (ranks[i] != 0) labels[i] = ranks[i] % 2 ? 1 : -1;
   }
 };
 

@@ -9,10 +9,11 @@ matplotlib.use("Agg")  # files only; no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..modeling.pyramid import Pyramid
+from ..config.build import fixed_shapes
+from ..data import Dataset
+from ..modeling.results import GuidedAnchors
 from ..ops import iou_match
 from ..visualization.panels import HIT, MISS, TRUTH, draw_boxes, probability_map
 
@@ -21,15 +22,9 @@ DPI = 130
 SHOWN_ANCHORS = 40  # most probable first: more would cover the image
 
 
-def truth_of(record: dict) -> Tensor:
+def truth_of(dataset: Dataset, index: int) -> Tensor:
     """The boxes (G, 4) of an image's objects, without crowds."""
-    boxes = torch.tensor([a["bbox"] for a in record["annotations"] if not a["iscrowd"]]).view(-1, 4)
-    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).float()
-
-
-def _read(record):
-    with Image.open(record["file_name"]) as file:
-        return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    return torch.from_numpy(dataset.objects(index)[0]).float()
 
 
 def _save(figure, path):
@@ -38,13 +33,13 @@ def _save(figure, path):
     plt.close(figure)
 
 
-def proposal_overlaps(predictor, records) -> np.ndarray:
+def proposal_overlaps(detector, dataset: Dataset) -> np.ndarray:
     """The IoU of every proposal of all images with its best object."""
-    found = []
-    for record in records:
-        boxes, truth = predictor(record).proposals.float(), truth_of(record)
-        found.append(iou_match(boxes, truth).iou.numpy() if len(truth) else np.zeros(len(boxes)))
-    return np.concatenate(found)
+    overlaps = []
+    for index, found in enumerate(detector.stream(dataset)):
+        boxes, truth = found.proposals.float(), truth_of(dataset, index)
+        overlaps.append(iou_match(boxes, truth).iou.numpy() if len(truth) else np.zeros(len(boxes)))
+    return np.concatenate(overlaps)
 
 
 def draw_overlaps(path, overlaps: dict[str, np.ndarray], images: int):
@@ -65,29 +60,25 @@ def draw_overlaps(path, overlaps: dict[str, np.ndarray], images: int):
     _save(figure, path)
 
 
-@torch.no_grad()
-def aspect_map(predictor, height: int, width: int) -> np.ndarray:
-    """log2(h / w) of the anchor of the most probable level at every pixel, of the image last predicted."""
-    rpn, features = predictor.tap.rpn, predictor.tap.features
-    pyramid = Pyramid.of(features, rpn.strides, rpn.cell_offset)
-    _, logits, deltas = rpn.head.generate(pyramid, features)
-    ratio = rpn.shapes.std * (deltas[0, :, 1] - deltas[0, :, 0]) / math.log(2)
+def aspect_map(guided: GuidedAnchors, height: int, width: int) -> np.ndarray:
+    """log2(h / w) of the anchor of the most probable level at every pixel."""
+    sides = guided.everywhere[:, 2:] - guided.everywhere[:, :2]
+    ratios = torch.log2(sides[:, 1] / sides[:, 0]).split([level.numel() for level in guided.probability])
     best, shown = np.full((height, width), -1.0), np.zeros((height, width))
-    for p, r in zip(pyramid.split(logits.sigmoid().cpu()), pyramid.split(ratio[None].cpu())):
-        p, r = p[0].numpy(), r[0].numpy()
-        rows = np.minimum(np.arange(height) * p.shape[0] // height, p.shape[0] - 1)
-        columns = np.minimum(np.arange(width) * p.shape[1] // width, p.shape[1] - 1)
-        p, r = p[np.ix_(rows, columns)], r[np.ix_(rows, columns)]
+    for level, ratio in zip(guided.probability, ratios):
+        rows = np.arange(height) * level.shape[0] // height
+        columns = np.arange(width) * level.shape[1] // width
+        p, r = (values.numpy()[np.ix_(rows, columns)] for values in (level, ratio.view_as(level)))
         shown = np.where(p > best, r, shown)
         best = np.maximum(best, p)
     return shown
 
 
-def draw_anchor_maps(path, predictor, records):
-    """Figure 4: image with active anchors, location probability, predicted aspect ratio."""
-    figure, axes = plt.subplots(len(records), 3, figsize=(9, 2.9 * len(records)), layout="constrained", squeeze=False)
-    for row, record in zip(axes, records):
-        image, anchors = _read(record), predictor(record).anchors
+def draw_anchor_maps(path, results):
+    """Figure 4: image with active anchors, location probability, predicted aspect ratio; a row for each result."""
+    figure, axes = plt.subplots(len(results), 3, figsize=(9, 2.9 * len(results)), layout="constrained", squeeze=False)
+    for row, found in zip(axes, results):
+        image, anchors = np.asarray(found.image), found.guided
         height, width = image.shape[:2]
         row[0].imshow(image)
         order = anchors.scores.argsort(descending=True)[:SHOWN_ANCHORS]
@@ -96,7 +87,7 @@ def draw_anchor_maps(path, predictor, records):
         shown = row[1].imshow(probability_map(anchors, height, width), cmap="inferno", vmin=0, vmax=1)
         row[1].set_title("location probability", fontsize=9)
         figure.colorbar(shown, ax=row[1], shrink=0.8).ax.tick_params(labelsize=7)
-        ratio = row[2].imshow(aspect_map(predictor, height, width), cmap="coolwarm", vmin=-2, vmax=2)
+        ratio = row[2].imshow(aspect_map(anchors, height, width), cmap="coolwarm", vmin=-2, vmax=2)
         row[2].set_title("aspect ratio of the anchors", fontsize=9)
         bar = figure.colorbar(ratio, ax=row[2], shrink=0.8, ticks=[-2, -1, 0, 1, 2])
         bar.ax.set_yticklabels(["1:4 wide", "1:2", "1:1", "2:1", "4:1 tall"], fontsize=7)
@@ -105,24 +96,28 @@ def draw_anchor_maps(path, predictor, records):
     _save(figure, path)
 
 
-def draw_proposals(path, predictors: dict, records, count: int = 100):
-    """Figure 5: objects, and the best of each model's ``count`` first proposals for them; a row for each model."""
+def draw_proposals(path, results: dict, truths: list[Tensor], count: int = 100):
+    """Figure 5: objects, and the best of each model's ``count`` first proposals for them.
+
+    Args:
+        results: {name of the model: a result per image}; a row for each.
+        truths: the objects (G, 4) of the images.
+    """
     figure, axes = plt.subplots(
-        len(predictors), len(records), figsize=(2.6 * len(records), 2.9 * len(predictors)), layout="constrained",
+        len(results), len(truths), figsize=(2.6 * len(truths), 2.9 * len(results)), layout="constrained",
         squeeze=False,
     )  # fmt: skip
-    for row, (name, predictor) in zip(axes, predictors.items()):
-        for axis, record in zip(row, records):
-            image, truth = _read(record), truth_of(record)
-            boxes = predictor(record).proposals[:count].float()
+    for row, (name, of_model) in zip(axes, results.items()):
+        for axis, found, truth in zip(row, of_model, truths):
+            image, boxes = np.asarray(found.image), found.proposals[:count].float()
             match = iou_match(boxes, truth)
-            found = match.gt_iou >= 0.5
+            hit = match.gt_iou >= 0.5
             axis.imshow(image)
-            draw_boxes(axis, truth[found], TRUTH, 1.6)
-            draw_boxes(axis, truth[~found], MISS, 1.6)
-            draw_boxes(axis, boxes[match.gt_index[found]], HIT, 1.2, linestyle="--")
-            iou = f", mean IoU {float(match.gt_iou[found].mean()):.2f}" if found.any() else ""
-            axis.set_title(f"{name}: {int(found.sum())} of {len(truth)}{iou}", fontsize=8.5)
+            draw_boxes(axis, truth[hit], TRUTH, 1.6)
+            draw_boxes(axis, truth[~hit], MISS, 1.6)
+            draw_boxes(axis, boxes[match.gt_index[hit]], HIT, 1.2, linestyle="--")
+            iou = f", mean IoU {float(match.gt_iou[hit].mean()):.2f}" if hit.any() else ""
+            axis.set_title(f"{name}: {int(hit.sum())} of {len(truth)}{iou}", fontsize=8.5)
             height, width = image.shape[:2]
             axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     for colour, style, label in ((TRUTH, "-", "object, found at IoU 0.5"), (MISS, "-", "object, missed"),
@@ -132,11 +127,11 @@ def draw_proposals(path, predictors: dict, records, count: int = 100):
     _save(figure, path)
 
 
-def anchor_statistics(predictor, records):
+def anchor_statistics(detector, dataset: Dataset):
     """Scales sqrt(w h) and ratios h / w of the objects and of the active anchors, in pixels of the image files."""
     sides = {"objects": [], "guided anchors": []}
-    for record in records:
-        for name, boxes in (("objects", truth_of(record)), ("guided anchors", predictor(record).anchors.boxes)):
+    for index, found in enumerate(detector.stream(dataset, maps=True)):
+        for name, boxes in (("objects", truth_of(dataset, index)), ("guided anchors", found.guided.boxes)):
             sides[name].append((boxes[:, 2:] - boxes[:, :2]).numpy())
     return {name: np.concatenate(parts) for name, parts in sides.items()}
 
@@ -168,3 +163,26 @@ def draw_distributions(path, sides: dict[str, np.ndarray], sliding: np.ndarray):
         axis.set_xticks([math.log2(t) for t in ticks], names)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     _save(figure, path)
+
+
+def draw(name: str, path, rpn, guided, dataset: Dataset):
+    """Figure 3, 4, 5 or 6.
+
+    Args:
+        rpn, guided: a trained RPN and GA-RPN, :class:`ga_scope.Detector`.
+    """
+    if name == "3":
+        overlaps = {"RPN": proposal_overlaps(rpn, dataset), "GA-RPN": proposal_overlaps(guided, dataset)}
+        draw_overlaps(path, overlaps, len(dataset))
+        return
+    if name == "6":
+        sliding = fixed_shapes(rpn.cfg, len(rpn.cfg.MODEL.RPN.IN_FEATURES)).level_sides.flatten(0, 1).numpy()
+        draw_distributions(path, anchor_statistics(guided, dataset), sliding)
+        return
+    several = [index for index in range(len(dataset)) if len(dataset.objects(index)[0]) >= 2][: 3 if name == "4" else 4]
+    records = [dataset[index] for index in several]
+    if name == "4":
+        draw_anchor_maps(path, list(guided.stream(records, maps=True)))
+    else:
+        results = {"RPN": list(rpn.stream(records)), "GA-RPN": list(guided.stream(records))}
+        draw_proposals(path, results, [truth_of(dataset, index) for index in several])

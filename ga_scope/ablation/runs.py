@@ -12,11 +12,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import InputError
+from ..evaluation import write_json
+
 ROOT = Path(__file__).parents[2]  # of the repository: configurations and tools lie there
 RESULT, LOG = "result.json", "log.txt"
 
 
-class RunFailed(RuntimeError):
+class RunFailed(InputError):
     """A run whose command failed; the message names its log."""
 
 
@@ -135,7 +138,7 @@ class Suite:
             "machine": machine(),
             "metrics": json.loads(metrics.read_text()) if metrics.exists() else {},
         }
-        write_atomically(folder / RESULT, json.dumps(result, indent=2) + "\n")
+        write_json(folder / RESULT, result, indent=2)
         # Needed to go on after an interruption, no more: a table's would fill a disk.
         for checkpoint in folder.glob("model_[0-9]*.pth"):
             checkpoint.unlink()
@@ -168,14 +171,6 @@ def _die_with_us():
     """A killed ablate.py takes its run along, or the next one would compete with it (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def write_atomically(path: Path, text: str):
-    """The file is there whole or not at all, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f"{path.suffix}.{os.getpid()}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def commit() -> str:

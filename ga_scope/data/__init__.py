@@ -2,17 +2,26 @@
 
 from .catalog import load_dataset, register_datasets
 from .coco import load_coco_json
-from .proposals import add_proposals, load_proposals, proposal_file, save_proposals, with_proposals
+from .dataset import Dataset, Records, check_classes
+from .images import folder_records, image_record, open_image, read_image
+from .proposals import ProposalWriter, dump_proposals, load_proposals, loaded_proposals, with_proposals
 from .shapes import make_shapes
 
 __all__ = [
-    "add_proposals",
+    "Dataset",
+    "ProposalWriter",
+    "Records",
+    "check_classes",
+    "dump_proposals",
+    "folder_records",
+    "image_record",
     "load_coco_json",
     "load_dataset",
     "load_proposals",
+    "loaded_proposals",
     "make_shapes",
-    "proposal_file",
+    "open_image",
+    "read_image",
     "register_datasets",
-    "save_proposals",
     "with_proposals",
 ]

@@ -4,7 +4,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .coco import DatasetError, load_coco_json
+from ..errors import DatasetError
+from .coco import load_coco_json
+from .dataset import Dataset
 
 # Under $DETECTRON2_DATASETS (default: datasets), as detectron2 lays them out.
 COCO = {
@@ -44,6 +46,11 @@ def register_datasets(entries) -> dict[str, Source]:
     return dict(_registered)
 
 
+def registered_datasets() -> dict[str, Source]:
+    """What :func:`register_datasets` has been told so far."""
+    return dict(_registered)
+
+
 def source_of(name: str) -> Source:
     """The files of a dataset name."""
     if name in _registered:
@@ -56,7 +63,7 @@ def source_of(name: str) -> Source:
     raise DatasetError(f"DATASETS: no dataset {name!r}; known: {known}; DATASETS.REGISTER adds others")
 
 
-def load_dataset(name: str) -> tuple[list[dict], list[dict]]:
-    """A dataset's dicts and categories by name (:func:`load_coco_json`)."""
+def load_dataset(name: str, extras: bool = False) -> Dataset:
+    """A dataset by name (:func:`load_coco_json`)."""
     source = source_of(name)
-    return load_coco_json(source.json_file, source.image_root, name)
+    return load_coco_json(source.json_file, source.image_root, name, extras)

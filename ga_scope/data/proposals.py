@@ -14,47 +14,133 @@ only if the caller says that it is trusted.
 """
 
 import pickle
+import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from .coco import DatasetError
+from ..errors import ConfigError, DatasetError
+from ..modeling.results import ImageResult
+from .dataset import Dataset
 
 XYXY_ABS = 0  # detectron2's BoxMode
 FIELDS = ("ids", "counts", "boxes", "logits")
 
 
-def save_proposals(path, proposals: dict) -> Path:
-    """Writes {image id: (boxes (K, 4), logits (K,))}, in one step: a file that is there is whole.
+class ProposalWriter:
+    """Writes proposals image by image, and at the end, in one step, the file: one that is there is whole.
 
-    A path that ends in ``.pkl`` gets detectron2's format, any other must end in ``.npz``.
+    Boxes and logits go to the disk as they come. A path that ends in ``.pkl`` gets detectron2's format, any other must
+    end in ``.npz``.
     """
-    path = Path(path)
-    boxes = [np.asarray(b, dtype=np.float32).reshape(-1, 4) for b, _ in proposals.values()]
-    logits = [np.asarray(s, dtype=np.float32).reshape(-1) for _, s in proposals.values()]
-    partial = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "wb") as file:
-        if path.suffix == ".pkl":
-            content = {"ids": list(proposals), "boxes": boxes, "objectness_logits": logits, "bbox_mode": XYXY_ABS}
-            pickle.dump(content, file)
-        elif path.suffix == ".npz":
-            np.savez(
-                file,
-                ids=np.array([str(image) for image in proposals], dtype=np.str_),
-                counts=np.array([len(b) for b in boxes], dtype=np.int64),
-                boxes=np.concatenate([*boxes, np.zeros((0, 4), np.float32)]),
-                logits=np.concatenate([*logits, np.zeros(0, np.float32)]),
-            )
-        else:
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if self.path.suffix not in (".npz", ".pkl"):
             raise DatasetError(f"{path}: expected a name that ends in .npz or .pkl")
-    partial.replace(path)
-    return path
+        self._ids, self._counts = [], []
+
+    def __enter__(self) -> "ProposalWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._parts = [tempfile.TemporaryFile(dir=self.path.parent) for _ in range(2)]
+        return self
+
+    def add(self, image_id, boxes, logits):
+        """Boxes (K, 4) in pixels of the image file and logits (K,), best first."""
+        boxes, logits = np.asarray(boxes, dtype=np.float32).reshape(-1, 4), np.asarray(logits, dtype=np.float32)
+        for part, values in zip(self._parts, (boxes, logits)):
+            part.write(values.tobytes())
+        self._ids.append(image_id)
+        self._counts.append(len(boxes))
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self._finish()
+        for part in self._parts:
+            part.close()
+
+    def _finish(self):
+        columns = []
+        for part, width in zip(self._parts, (4, 1)):
+            part.flush()
+            shape = (sum(self._counts), width)
+            # Read from the disk as it is written.
+            columns.append(np.memmap(part, np.float32, "r", shape=shape) if shape[0] else np.zeros(shape, np.float32))
+        boxes, logits = columns[0], columns[1][:, 0]
+        partial = self.path.with_name(self.path.name + ".part")
+        with open(partial, "wb") as file:
+            if self.path.suffix == ".pkl":
+                ends = np.cumsum(self._counts)[:-1]
+                content = {"ids": self._ids, "boxes": np.split(boxes, ends), "bbox_mode": XYXY_ABS}
+                pickle.dump(content | {"objectness_logits": np.split(logits, ends)}, file)
+            else:
+                ids = np.array([str(image) for image in self._ids], dtype=np.str_)
+                np.savez(file, ids=ids, counts=np.array(self._counts, dtype=np.int64), boxes=boxes, logits=logits)
+        partial.replace(self.path)
 
 
-def load_proposals(path, trust_pickle: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{image id as a string: (boxes (K, 4), logits (K,))}, float32.
+def dump_proposals(path, dataset: Dataset, results: Iterable[ImageResult], limit: int | None = None):
+    """Writes the ``limit`` best proposals of every image as they come.
+
+    Args:
+        results: of the dataset's images, in order.
+
+    Raises:
+        ConfigError: the results are of a model that makes no proposals.
+    """
+    with ProposalWriter(path) as file:
+        for index, found in enumerate(tqdm(results, total=len(dataset), mininterval=5)):
+            if found.proposals is None:
+                raise ConfigError("MODEL.META_ARCHITECTURE: expected a model that makes proposals")
+            file.add(dataset.image(index)["image_id"], found.proposals[:limit], found.proposal_logits[:limit])
+
+
+class ProposalTable:
+    """The proposals of many images, in arrays that processes share.
+
+    Args:
+        path: of the file, for messages.
+        ids: image ids as text.
+        counts: (N,) proposals of every image.
+        boxes, logits: (sum, 4) and (sum,), float32, best first.
+    """
+
+    def __init__(self, path, ids, counts, boxes, logits):
+        self.path = path
+        self._row = {str(image): row for row, image in enumerate(ids)}
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._boxes, self._logits = boxes, logits
+
+    def __len__(self):
+        return len(self._row)
+
+    def of(self, image_id) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (K, 4) and logits (K,) of an image."""
+        rows = slice(*self._starts[self._row[str(image_id)] :][:2])
+        return self._boxes[rows], self._logits[rows]
+
+    def check(self, dataset: Dataset):
+        """Every image of a dataset must have its entry.
+
+        Raises:
+            DatasetError: naming the first image that has none.
+        """
+        missing = [i for i in range(len(dataset)) if str(dataset.image_ids[i]) not in self._row]
+        if missing:
+            raise DatasetError(
+                f"{self.path}: expected proposals of every image, none of {dataset.file_names[missing[0]]} "
+                f"({len(missing)} of {len(dataset)} missing)"
+            )
+
+    def add_to(self, record: dict) -> dict:
+        return with_proposals(record, *self.of(record["image_id"]))
+
+
+def load_proposals(path, trust_pickle: bool = False) -> ProposalTable:
+    """A file of proposals.
 
     Raises:
         DatasetError: the file is missing, not in its format, or a pickle that is not trusted.
@@ -72,7 +158,7 @@ def load_proposals(path, trust_pickle: bool = False) -> dict[str, tuple[np.ndarr
     return _load_pickle(path)
 
 
-def _load_npz(path):
+def _load_npz(path) -> ProposalTable:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in FIELDS if name not in file]
@@ -83,28 +169,30 @@ def _load_npz(path):
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path}: not a proposal file: {error}") from None
-    total = int(counts.sum())
-    if len(ids) != len(counts) or boxes.shape != (total, 4) or logits.shape != (total,):
+    whole = counts.dtype.kind in "iu" and counts.ndim == 1 and (counts >= 0).all()
+    total = int(counts.sum()) if whole else -1
+    if not whole or len(ids) != len(counts) or boxes.shape != (total, 4) or logits.shape != (total,):
         raise DatasetError(
             f"{path}: expected {total} boxes and logits of {len(counts)} images, got {boxes.shape} and "
             f"{logits.shape} of {len(ids)}"
         )
-    ends = counts.cumsum()[:-1]
-    return dict(zip(ids.tolist(), zip(np.split(boxes, ends), np.split(logits, ends))))
+    return ProposalTable(path, ids.tolist(), counts, boxes, logits)
 
 
-def _load_pickle(path):
+def _load_pickle(path) -> ProposalTable:
     try:
         with open(path, "rb") as file:
             content = pickle.load(file, encoding="latin1")
         content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v for k, v in content.items()}
         if int(content.get("bbox_mode", XYXY_ABS)) != XYXY_ABS:
             raise ValueError(f"bbox_mode: expected {XYXY_ABS} (XYXY_ABS), got {content['bbox_mode']}")
-        found = {}
-        for image, boxes, logits in zip(content["ids"], content["boxes"], content["objectness_logits"]):
-            order = np.argsort(-np.asarray(logits), kind="stable")
-            found[str(image)] = tuple(np.asarray(v, dtype=np.float32)[order] for v in (boxes, logits))
-        return found
+        boxes, logits = [], []
+        for of_image, values in zip(content["boxes"], content["objectness_logits"]):
+            order = np.argsort(-np.asarray(values), kind="stable")
+            boxes.append(np.asarray(of_image, dtype=np.float32).reshape(-1, 4)[order])
+            logits.append(np.asarray(values, dtype=np.float32)[order])
+        counts = np.array([len(values) for values in logits])
+        return ProposalTable(path, content["ids"], counts, np.concatenate(boxes), np.concatenate(logits))
     except Exception as error:  # whatever the pickle's content does
         raise DatasetError(f"{path}: not a file of proposals in detectron2's format: {error}") from error
 
@@ -121,29 +209,19 @@ def with_proposals(record: dict, boxes, logits) -> dict:
     }
 
 
-def add_proposals(records: list[dict], path, trust_pickle: bool = False) -> list[dict]:
-    """The dicts of a dataset with the proposals of a file; every image must have its entry."""
-    proposals = load_proposals(path, trust_pickle)
-    missing = [record["file_name"] for record in records if str(record["image_id"]) not in proposals]
-    if missing:
-        raise DatasetError(
-            f"{path}: expected proposals of every image, none of {missing[0]} "
-            f"({len(missing)} of {len(records)} missing)"
-        )
-    return [with_proposals(record, *proposals[str(record["image_id"])]) for record in records]
-
-
-def proposal_file(cfg, split: str, name: str) -> str | None:
-    """The file of a dataset name in ``DATASETS.PROPOSAL_FILES_<split>``, or None if none are to be loaded.
+def loaded_proposals(cfg, split: str, name: str, dataset: Dataset) -> ProposalTable | None:
+    """The file of a dataset name in ``DATASETS.PROPOSAL_FILES_<split>``, None if MODEL.LOAD_PROPOSALS is False.
 
     ``split`` is TRAIN or TEST.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return None
-    files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], cfg.DATASETS[split]
+    files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], list(cfg.DATASETS[split])
     if len(files) != len(names):
         raise DatasetError(
             f"DATASETS.PROPOSAL_FILES_{split}: expected {len(names)} files, one for each of DATASETS.{split}, "
             f"got {len(files)}"
         )
-    return files[list(names).index(name)]
+    table = load_proposals(files[names.index(name)], cfg.DATASETS.TRUST_PROPOSAL_PICKLES)
+    table.check(dataset)
+    return table

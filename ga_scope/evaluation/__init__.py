@@ -1,5 +1,6 @@
-"""Average recall of proposals, average precision of boxes, and the number of anchors behind them."""
+"""Metrics of a dataset and its results, and what explains them."""
 
-from .coco import CocoEvaluation, report
+from .coco import Evaluation
+from .report import metrics_table, report, write_detections, write_json
 
-__all__ = ["CocoEvaluation", "report"]
+__all__ = ["Evaluation", "metrics_table", "report", "write_detections", "write_json"]

@@ -1,169 +1,181 @@
-"""COCO metrics of both engines.
+"""COCO metrics of a dataset's results, of either engine.
 
-Proposals are scored as the paper does (Table 1): class-agnostic average recall over IoU 0.50:0.05:0.95 at
-several numbers of proposals, and at 100 by object area. Boxes get COCO's average precision, by pycocotools. All values
-are fractions.
+Proposals are scored as the paper does (Table 1): class-agnostic average recall over IoU 0.50:0.05:0.95 at several
+numbers of proposals, and at 100 by object area. Boxes get COCO's average precision and recall, by pycocotools. All are
+fractions, of the file's own annotations: what was cleaned or left out for training counts here.
 """
 
 import contextlib
 import io
-import json
-from pathlib import Path
+import logging
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data import Dataset
+from ..modeling.results import ImageResult
 from .recall import AREAS, average_recalls
 
+logger = logging.getLogger(__name__)
+
 PROPOSAL_COUNTS = (10, 100, 300, 1000)
+DETECTION_COUNTS = (1, 10, 100)  # COCO's
 
 
-class CocoEvaluation:
+class Evaluation:
     """Collects the results of a dataset's images and scores them.
 
     Args:
-        dicts, categories: as :func:`ga_scope.data.load_coco_json` gives them.
+        dataset: whose annotations they are scored against.
+        detections_per_image: that the model has at most: a warning says where more could have been found.
     """
 
-    def __init__(self, dicts: list[dict], categories: list[dict]):
-        self.dicts = dicts
-        self.categories = categories
-        self.detections: list[dict] = []
-        self.proposals: list[tuple] = []  # (image id, boxes as x, y, width, height)
-        self.anchors: list[tuple[int, int]] = []
-        self.added: set[str] = set()  # of "detections" and "proposals": what the model makes, found or not
+    def __init__(self, dataset: Dataset, detections_per_image: int = 100):
+        self.dataset = dataset
+        self.detections_per_image = detections_per_image
+        self.results: dict[int | str, ImageResult] = {}
 
-    def add_detections(self, image_id, boxes, scores, classes):
-        """Boxes (D, 4) as x1, y1, x2, y2 in pixels of the image file, scores (D,), class positions (D,)."""
-        self.added.add("detections")
-        for box, score, label in zip(_xywh(boxes).tolist(), _list(scores), _list(classes)):
-            category = self.categories[label]["id"]
-            self.detections.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+    def add(self, image_id, result: ImageResult):
+        """The results of an image, without maps and with the proposals that count."""
+        proposals, logits = result.proposals, result.proposal_logits
+        if proposals is not None:
+            order = logits.argsort(descending=True, stable=True)[: max(PROPOSAL_COUNTS)]
+            proposals, logits = proposals[order], logits[order]
+        self.results[image_id] = ImageResult(
+            result.boxes, result.scores, result.classes, proposals, logits, result.anchors, result.locations
+        )
 
-    def add_proposals(self, image_id, boxes, scores):
-        """Proposals (K, 4), best first, and their scores (K,)."""
-        self.added.add("proposals")
-        order = np.argsort(-np.asarray(scores), kind="stable")[: max(PROPOSAL_COUNTS)]
-        self.proposals.append((image_id, _xywh(boxes)[order]))
+    def merge(self, parts: list[dict]):
+        """Takes the :attr:`results` of several processes in place of its own."""
+        self.results = {image: result for part in parts for image, result in part.items()}
 
-    def add_anchors(self, anchors: int, locations: int):
-        """Anchors that an image's results came from, and the locations that the pyramid has."""
-        self.anchors.append((anchors, locations))
-
-    def results(self) -> dict:
-        """What was collected, to be merged over processes."""
-        return {
-            "detections": self.detections,
-            "proposals": self.proposals,
-            "anchors": self.anchors,
-            "added": self.added,
-        }
-
-    def merge(self, results: list[dict]):
-        """Replaces what was collected by the union of several processes' results."""
-        for name in ("detections", "proposals", "anchors"):
-            setattr(self, name, [item for part in results for item in part[name]])
-        self.added = {item for part in results for item in part["added"]}
+    def _some(self, attribute: str) -> list[ImageResult]:
+        return [result for result in self.results.values() if getattr(result, attribute) is not None]
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of what was added. nan where no object exists to be found."""
-        found = {}
-        if "proposals" in self.added:
+        """The metrics of what was added; nan where no object exists to be found."""
+        found, annotated = {}, self.dataset.annotated
+        if self._some("proposals") and annotated:
             recalls = average_recalls(self._objects_and_proposals(), PROPOSAL_COUNTS)
             found |= {f"AR@{count}": recalls["all", count] for count in PROPOSAL_COUNTS}
             found |= {f"AR_{area[0].upper()}@100": recalls[area, 100] for area in AREAS if area != "all"}
-        if self.anchors:
-            found["anchors_per_image"] = float(np.mean([a for a, _ in self.anchors]))
-            found["active_fraction"] = float(np.mean([a / n for a, n in self.anchors]))
-        if "detections" in self.added:
-            found |= _precisions(self._ground_truth(), self.detections)
+        counted = self._some("anchors")
+        if counted:
+            found["anchors_per_image"] = float(np.mean([r.anchors for r in counted]))
+            found["active_fraction"] = float(np.mean([r.anchors / r.locations for r in counted]))
+        if self._some("boxes") and annotated:
+            self._warn_of_crowded_images()
+            found |= precisions(self.dataset, self.detections())
+        if not annotated:
+            logger.warning("%s: has no annotations: there is nothing to score against", self.dataset.name)
         return found
+
+    def detections(self) -> list[dict]:
+        """In COCO's format for results."""
+        found = []
+        for image_id, result in self.results.items():
+            if result.boxes is None:
+                continue
+            boxes = result.boxes.double().numpy()
+            boxes[:, 2:] -= boxes[:, :2]
+            rows = zip(boxes.tolist(), result.scores.tolist(), result.classes.tolist())
+            for box, score, label in rows:
+                category = self.dataset.category_ids[label]
+                found.append({"image_id": image_id, "category_id": category, "bbox": box, "score": score})
+        return found
+
+    def _warn_of_crowded_images(self):
+        table, most = self.dataset.annotations, min(self.detections_per_image, max(DETECTION_COUNTS))
+        objects = np.concatenate([[0], np.cumsum(~table.crowd & ~table.ignore)])
+        counts = objects[self.dataset.starts[1:]] - objects[self.dataset.starts[:-1]]
+        crowded = np.flatnonzero(counts > most)
+        if len(crowded):
+            worst = crowded[counts[crowded].argmax()]
+            logger.warning(
+                "%s: %d images have more than the %d objects that detections can count for (TEST.DETECTIONS_PER_IMAGE, "
+                "and COCO's metrics take 100 at most), up to %d in %s: a perfect detector would not reach AP 1 there",
+                self.dataset.name, len(crowded), most, counts[worst], self.dataset.file_names[int(worst)],
+            )  # fmt: skip
 
     def _objects_and_proposals(self):
         """What :func:`average_recalls` takes, of every image."""
-        proposals = dict(self.proposals)
-        for record in self.dicts:
-            objects = [item for item in record["annotations"] if not item["iscrowd"]]
-            boxes = np.array([item["bbox"] for item in objects], dtype=np.float64).reshape(-1, 4)
-            areas = np.array([item.get("area", w * h) for item, (_, _, w, h) in zip(objects, boxes)])
-            yield proposals.get(record["image_id"], np.zeros((0, 4))), boxes, areas
-
-    def _ground_truth(self):
-        annotations = []
-        for record in self.dicts:
-            for item in record["annotations"]:
-                _, _, width, height = item["bbox"]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": record["image_id"],
-                        "category_id": self.categories[item["category_id"]]["id"],
-                        "bbox": item["bbox"],
-                        "area": item.get("area", width * height),
-                        "iscrowd": item["iscrowd"],
-                    }
-                )
-        coco = COCO()
-        images = [{"id": r["image_id"], "width": r["width"], "height": r["height"]} for r in self.dicts]
-        coco.dataset = {"images": images, "annotations": annotations, "categories": self.categories, "info": {}}
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        return coco
+        table, starts = self.dataset.annotations, self.dataset.starts
+        for index in range(len(self.dataset)):
+            image_id = self.dataset.image(index)["image_id"]
+            result, rows = self.results.get(image_id), slice(starts[index], starts[index + 1])
+            chosen = ~table.crowd[rows] & ~table.ignore[rows]
+            proposals = np.zeros((0, 4)) if result is None else result.proposals.double().numpy()
+            proposals = np.concatenate([proposals[:, :2], proposals[:, 2:] - proposals[:, :2]], 1)
+            yield proposals, table.boxes[rows][chosen], table.areas[rows][chosen]
 
 
-def _xywh(boxes):
-    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+class _Evaluation(COCOeval):
+    """pycocotools' with ``ignore`` as datasets mean it: found or not, such an object does not count."""
+
+    def _prepare(self):
+        super()._prepare()
+        for objects in self._gts.values():
+            for item in objects:
+                item["ignore"] = item["ignore"] or item["ignored"]
 
 
-def _list(values):
-    return np.asarray(values).tolist()
+def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
+    """The annotations of a dataset for pycocotools; of ``one_class``: all have the first."""
+    table = dataset.annotations
+    images = [dataset.image(i) for i in range(len(dataset))]
+    image_of = np.repeat(np.arange(len(dataset)), np.diff(dataset.starts))
+    annotations = [
+        {
+            "id": i + 1,
+            "image_id": images[image]["image_id"],
+            "category_id": dataset.category_ids[0 if one_class else label],
+            "bbox": box,
+            "area": area,
+            "iscrowd": int(crowd),
+            "ignored": ignored,
+        }
+        for i, (image, label, box, area, crowd, ignored) in enumerate(
+            zip(
+                image_of.tolist(), table.labels.tolist(), table.boxes.tolist(), table.areas.tolist(),
+                table.crowd.tolist(), table.ignore.tolist(),
+            )
+        )
+    ]  # fmt: skip
+    categories = [{"id": number, "name": name} for number, name in zip(dataset.category_ids, dataset.classes)]
+    coco = COCO()
+    images = [{"id": image["image_id"], "height": image["height"], "width": image["width"]} for image in images]
+    coco.dataset = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
 
 
-def _precisions(truth, detections):
+def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
+    """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
+    truth = ground_truth(dataset, one_class)
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes takes no empty list; an index without results does the same.
         found = truth.loadRes(detections) if detections else COCO()
         if not detections:
             found.dataset = truth.dataset | {"annotations": []}
             found.createIndex()
-        evaluation = COCOeval(truth, found, "bbox")
+        evaluation = _Evaluation(truth, found, "bbox")
+        evaluation.params.maxDets = list(DETECTION_COUNTS)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, counts); the last count is 100
-    values = {"AP": _mean(precision[:, :, :, 0, 2])}
-    values |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, 2]) for i in (0, 5)}
-    return values | {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, 2]) for a, area in enumerate(AREAS) if a}
+    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, counts)
+    recall = evaluation.eval["recall"]  # (IoUs, classes, areas, counts)
+    values = {"AP": _mean(precision[:, :, :, 0, -1])}
+    values |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, -1]) for i in (0, 5)}
+    values |= {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, -1]) for a, area in enumerate(AREAS) if a}
+    values |= {f"box_AR@{count}": _mean(recall[:, :, 0, m]) for m, count in enumerate(DETECTION_COUNTS)}
+    if len(dataset.classes) > 1 and not one_class:
+        values |= {f"AP-{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(dataset.classes)}
+    return values
 
 
 def _mean(values):
     """COCO's mean: -1 marks what does not exist."""
     values = values[values > -1]
     return float(values.mean()) if values.size else float("nan")
-
-
-def metrics_table(metrics: dict[str, float]) -> str:
-    """The metrics as lines of name and value, recalls and precisions in percent."""
-    lines = []
-    for name, value in metrics.items():
-        shown = f"{value:10.1f}" if name == "anchors_per_image" else f"{100 * value:10.1f} %"
-        lines.append(f"  {name:<18}{shown}")
-    return "\n".join(lines)
-
-
-def report(metrics: dict[str, dict[str, float]], folder):
-    """Prints a table per dataset and writes ``metrics.json`` (``metrics_<dataset>.json`` if there are several)."""
-    for dataset, values in metrics.items():
-        name = "metrics.json" if len(metrics) == 1 else f"metrics_{dataset}.json"
-        path = write_metrics(Path(folder) / name, values)
-        print(f"{dataset}:\n{metrics_table(values)}\n  -> {path}", flush=True)
-
-
-def write_metrics(path, metrics: dict) -> Path:
-    """Writes the metrics as JSON (nan as null) and returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clean = {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in metrics.items()}
-    path.write_text(json.dumps(clean, indent=2) + "\n")
-    return path

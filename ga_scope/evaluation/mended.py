@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
-from .coco import CocoEvaluation
+from ..data import Dataset
+from ..modeling.results import ImageResult
+from .coco import Evaluation, precisions
 
 Found = tuple[Tensor, Tensor, Tensor]  # boxes (D, 4), scores (D,), classes (D,)
 NMS_THRESHOLD = 0.6
@@ -65,28 +67,28 @@ class MendedEvaluation:
     """AP of the detections as they are, with the classes taken as one, with the classes right, with the boxes right.
 
     Args:
-        records, categories: as :func:`ga_scope.data.load_coco_json` gives them.
+        dataset: with the objects.
     """
 
-    def __init__(self, records: list[dict], categories: list[dict]):
-        merged = [r | {"annotations": [a | {"category_id": 0} for a in r["annotations"]]} for r in records]
-        self.evaluations = {
-            name: CocoEvaluation(merged if name == "one class" else records, categories) for name in MENDED
-        }
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        self.evaluations = {name: Evaluation(dataset) for name in MENDED}
 
-    def add(self, record: dict, boxes: Tensor, scores: Tensor, classes: Tensor):
-        """Detections (D, 4), (D,), (D,) of the image of a dict, in its pixels."""
-        objects = [a for a in record["annotations"] if not a["iscrowd"]]
-        gt_boxes = torch.tensor([a["bbox"] for a in objects], dtype=boxes.dtype).view(-1, 4)
-        gt_boxes[:, 2:] += gt_boxes[:, :2]
-        gt_classes = torch.tensor([a["category_id"] for a in objects], dtype=torch.int64)
+    def add(self, index: int, result: ImageResult):
+        """The detections of the image of that index."""
+        boxes, labels = self.dataset.objects(index)
+        gt_boxes, gt_classes = torch.from_numpy(boxes).to(result.boxes.dtype), torch.from_numpy(labels).long()
+        image_id = self.dataset.image(index)["image_id"]
         for name, mend in MENDED.items():
-            mended = mend((boxes, scores, classes), gt_boxes, gt_classes)
-            self.evaluations[name].add_detections(record["image_id"], *mended)
+            mended = mend((result.boxes, result.scores, result.classes), gt_boxes, gt_classes)
+            self.evaluations[name].add(image_id, ImageResult(*mended))
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """{name of :data:`MENDED`: COCO's metrics}."""
-        return {name: evaluation.metrics() for name, evaluation in self.evaluations.items()}
+        return {
+            name: precisions(self.dataset, evaluation.detections(), one_class=name == "one class")
+            for name, evaluation in self.evaluations.items()
+        }
 
     def text(self) -> str:
         """The table for a person, and what classes and boxes cost."""

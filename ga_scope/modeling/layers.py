@@ -1,6 +1,7 @@
 """What the dense heads are built of."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def initialise(*modules):
@@ -36,3 +37,8 @@ def tower(channels: int, convs: int, norm: str = "", bias: bool = False) -> nn.S
             layers.append(nn.GroupNorm(32, channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+def full(values: Tensor) -> Tensor:
+    """In float32 at least: half precision is for convolutions; exponentials, comparisons and losses have more."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

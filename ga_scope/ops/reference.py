@@ -5,6 +5,7 @@ every matrix in full.
 """
 
 import math
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,16 @@ def best_of_matrix(overlap, min_iou=0.0):
     return (*best(overlap), *best(overlap.T))
 
 
+def best_for_of_matrix(overlap, low_quality_from=0.0, min_iou=0.0):
+    """``overlap`` (A, G) -> per row the last column whose largest value it has, if above 0 and at least both floors."""
+    best_for = torch.full((len(overlap),), -1)
+    for g, column in enumerate(overlap.T):
+        top = column.max() if len(column) else 0
+        if top > 0 and top >= low_quality_from and top >= min_iou:
+            best_for[column == top] = g
+    return best_for
+
+
 def viou(centers, boxes, shapes):
     """Eq. 5 by enumeration: the maximum over ``shapes`` (S, 2) of the IoU of an anchor of that shape at each
     of ``centers`` (L, 2) with each box: (L, G)."""
@@ -156,11 +167,41 @@ def part_inside(anchors, boxes):
     return parts
 
 
+def level_of_box(box, base, levels):
+    """The level l of a box (4,), floor(log2(sqrt(w h) / base) + 1/2) clamped: the last with w h / base^2 >= 4^l / 2.
+    The sides are numbers of double precision, what follows is rational."""
+    x1, y1, x2, y2 = box.tolist()
+    ratio = Fraction(x2 - x1) * Fraction(y2 - y1) / Fraction(base) ** 2
+    return max([level for level in range(1, levels) if ratio >= Fraction(4**level, 2)], default=0)
+
+
 def location_targets(
-    boxes, level_sizes, strides, center_ratio=0.2, ignore_ratio=0.5, sigma=8.0, cell_offset=0.5, ignore_boxes=None
+    boxes,
+    level_sizes,
+    strides,
+    center_ratio=0.2,
+    ignore_ratio=0.5,
+    sigma=8.0,
+    cell_offset=0.5,
+    rule="paper",
+    ignore_boxes=None,
 ):
-    """Section 3.4, cell by cell, for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
-    levels = [[[0] * w for _ in range(h)] for h, w in level_sizes]
+    """Section 3.4 for one image: int8 (P,), 1 centre, -1 ignore, 0 outside."""
+    boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+    home = [level_of_box(box, sigma * strides[0], len(strides)) for box in boxes]
+    paint = {"paper": _paper_labels, "release": _release_labels}[rule]
+    labels = torch.cat(
+        [label.flatten() for label in paint(boxes, home, level_sizes, strides, center_ratio, ignore_ratio, cell_offset)]
+    )
+    if ignore_boxes is not None:
+        centers = torch.cat([level_centers(size, s, cell_offset) for size, s in zip(level_sizes, strides)])
+        labels[inside_any(centers, ignore_boxes) & (labels == 0)] = -1
+    return labels
+
+
+def _paper_labels(boxes, home, level_sizes, strides, center_ratio, ignore_ratio, cell_offset):
+    """Cell by cell: which points lie in which regions."""
+    boxes = [box.double().tolist() for box in boxes]
 
     def inside(box, ratio, cell_x, cell_y, stride):
         x1, y1, x2, y2 = box
@@ -168,23 +209,15 @@ def location_targets(
         cx, cy, half_w, half_h = (x1 + x2) / 2, (y1 + y2) / 2, ratio * (x2 - x1) / 2, ratio * (y2 - y1) / 2
         return cx - half_w <= px <= cx + half_w and cy - half_h <= py <= cy + half_h
 
-    boxes = [box for box in boxes.double().tolist() if box[2] > box[0] and box[3] > box[1]]
-    home = [
-        min(
-            max(math.floor(math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (sigma * strides[0])) + 0.5), 0),
-            len(levels) - 1,
-        )
-        for x1, y1, x2, y2 in boxes
-    ]
     for level, (height, width) in enumerate(level_sizes):
-        stride = strides[level]
+        stride, labels = strides[level], [[0] * width for _ in range(height)]
         for i in range(height):
             for j in range(width):
                 for box, at in zip(boxes, home, strict=True):
-                    if abs(at - level) <= 1 and inside(box, ignore_ratio, j, i, stride) and levels[level][i][j] == 0:
-                        levels[level][i][j] = -1
+                    if abs(at - level) <= 1 and inside(box, ignore_ratio, j, i, stride) and labels[i][j] == 0:
+                        labels[i][j] = -1
                     if at == level and inside(box, center_ratio, j, i, stride):
-                        levels[level][i][j] = 1
+                        labels[i][j] = 1
         for box, at in zip(boxes, home, strict=True):
             # A box too small for any cell's point keeps the nearest cell, per axis.
             if at != level:
@@ -192,16 +225,40 @@ def location_targets(
             rows = [i for i in range(height) if _between(box[1], box[3], center_ratio, i + cell_offset, stride)]
             columns = [j for j in range(width) if _between(box[0], box[2], center_ratio, j + cell_offset, stride)]
             nearest = [math.floor((low + high) / 2 / stride - cell_offset + 0.5) for low, high in (box[::2], box[1::2])]
-            rows = rows or [min(max(nearest[1], 0), height - 1)]
-            columns = columns or [min(max(nearest[0], 0), width - 1)]
-            for i in rows:
-                for j in columns:
-                    levels[level][i][j] = 1
-    labels = torch.tensor([label for level in levels for row in level for label in row], dtype=torch.int8)
-    if ignore_boxes is not None:
-        centers = torch.cat([level_centers(size, s, cell_offset) for size, s in zip(level_sizes, strides)])
-        labels[inside_any(centers, ignore_boxes) & (labels == 0)] = -1
-    return labels
+            for i in rows or [min(max(nearest[1], 0), height - 1)]:
+                for j in columns or [min(max(nearest[0], 0), width - 1)]:
+                    labels[i][j] = 1
+        yield torch.tensor(labels, dtype=torch.int8)
+
+
+def _release_labels(boxes, home, level_sizes, strides, center_ratio, ignore_ratio, cell_offset):
+    """Box by box: weights of a level start unset (-1); a box sets 0 in its ignore region, then 1 in its centre region;
+    what is unset at the end is ignored where another level's box has its ignore region."""
+
+    def borders(box, ratio, level):
+        """First and last row and column of a region, both included; off the map at 0 or one past the last cell."""
+        height, width = level_sizes[level]
+        r = (1 - ratio) / 2
+        x1, y1, x2, y2 = box / strides[level]
+        found = [
+            torch.round((1 - r) * low + r * high - cell_offset)
+            for low, high in ((y1, y2), (y2, y1), (x1, x2), (x2, x1))
+        ]
+        return [int(b.clamp(0, most)) for b, most in zip(found, (height, height, width, width), strict=True)]
+
+    for level, (height, width) in enumerate(level_sizes):
+        weights, around = torch.full((height, width), -1), torch.zeros(height, width, dtype=torch.bool)
+        for box, at in zip(boxes, home, strict=True):
+            for ratio, weight in ((ignore_ratio, 0), (center_ratio, 1)):
+                top, bottom, left, right = borders(box, ratio, level)
+                if at == level:
+                    weights[top : bottom + 1, left : right + 1] = weight
+                elif abs(at - level) == 1 and weight == 0:
+                    around[top : bottom + 1, left : right + 1] = True
+        labels = torch.zeros(height, width, dtype=torch.int8)
+        labels[(weights == -1) & around | (weights == 0)] = -1
+        labels[weights == 1] = 1
+        yield labels
 
 
 def _between(low, high, ratio, cell, stride):

@@ -1,5 +1,1 @@
-"""Pictures of what a model does with an image."""
-
-from .panels import draw_panels
-
-__all__ = ["draw_panels"]
+"""Pictures of what a model does with an image. matplotlib is imported by the modules that draw with it."""

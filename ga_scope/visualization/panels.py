@@ -11,15 +11,15 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ..modeling.results import GuidedAnchors, ImageResult
 from ..ops import iou_match
-from ..prediction import GuidedAnchors, Prediction
 
 TRUTH, HIT, MISS = "#00d45a", "#ffb000", "#ff2d55"
 LEVEL_COLOURS = plt.get_cmap("tab10").colors
 MOST_ANCHORS = 60  # drawn, most probable first: more would cover the image
 
 
-def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names: list[str], score_thresh=0.5):
+def draw_panels(path, image, result: ImageResult, truth: Tensor | None, names: list[str], score_thresh=0.5):
     """Writes the panels of one image as a PNG.
 
     Args:
@@ -30,11 +30,11 @@ def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names
     """
     image = np.asarray(image)
     panels = []
-    if prediction.anchors is not None:
+    if result.guided is not None:
         panels += [_draw_probability, _draw_anchors]
-    if prediction.proposals is not None:
+    if result.proposals is not None:
         panels += [_draw_proposals]
-    if len(names):
+    if result.boxes is not None:
         panels += [lambda *args: _draw_detections(*args, names, score_thresh)]
     height, width = image.shape[:2]
     figure, axes = plt.subplots(
@@ -43,7 +43,7 @@ def draw_panels(path, image, prediction: Prediction, truth: Tensor | None, names
     for axis, draw in zip(axes[0], panels):
         axis.imshow(image)
         axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-        axis.set_title(draw(axis, image, prediction, truth), fontsize=9)
+        axis.set_title(draw(axis, image, result, truth), fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -72,16 +72,16 @@ def probability_map(anchors: GuidedAnchors, height: int, width: int) -> np.ndarr
     return best
 
 
-def _draw_probability(axis, image, prediction, truth):
+def _draw_probability(axis, image, result, truth):
     height, width = image.shape[:2]
-    shown = axis.imshow(probability_map(prediction.anchors, height, width), cmap="inferno", alpha=0.75, vmin=0, vmax=1)
+    shown = axis.imshow(probability_map(result.guided, height, width), cmap="inferno", alpha=0.75, vmin=0, vmax=1)
     bar = axis.figure.colorbar(shown, ax=axis, shrink=0.8, pad=0.02)
     bar.ax.tick_params(labelsize=6)
     return "location probability"
 
 
-def _draw_anchors(axis, image, prediction, truth):
-    anchors = prediction.anchors
+def _draw_anchors(axis, image, result, truth):
+    anchors = result.guided
     order = anchors.scores.argsort(descending=True)[:MOST_ANCHORS]
     for level in anchors.levels[order].unique().tolist():
         chosen = order[anchors.levels[order] == level]
@@ -93,11 +93,11 @@ def _draw_anchors(axis, image, prediction, truth):
     return f"{total} active anchors" + (f" ({MOST_ANCHORS} most probable)" if total > MOST_ANCHORS else "")
 
 
-def _draw_proposals(axis, image, prediction, truth):
-    boxes = prediction.proposals[:100]
+def _draw_proposals(axis, image, result, truth):
+    boxes = result.proposals[:100]
     if truth is None:
         draw_boxes(axis, boxes[:30], HIT, 0.8)
-        return f"{min(30, len(boxes))} best of {len(prediction.proposals)} proposals"
+        return f"{min(30, len(boxes))} best of {len(result.proposals)} proposals"
     truth = truth.float()
     match = iou_match(boxes.float(), truth) if len(boxes) else None
     found = match.gt_iou >= 0.5 if match else torch.zeros(len(truth), dtype=torch.bool)
@@ -111,9 +111,9 @@ def _draw_proposals(axis, image, prediction, truth):
     return f"100 best proposals: {int(found.sum())} of {len(truth)} objects at IoU 0.5"
 
 
-def _draw_detections(axis, image, prediction, truth, names, score_thresh):
-    kept = prediction.scores >= score_thresh
-    for box, score, label in zip(prediction.boxes[kept], prediction.scores[kept], prediction.classes[kept].tolist()):
+def _draw_detections(axis, image, result, truth, names, score_thresh):
+    kept = result.scores >= score_thresh
+    for box, score, label in zip(result.boxes[kept], result.scores[kept], result.classes[kept].tolist()):
         colour = LEVEL_COLOURS[label % len(LEVEL_COLOURS)]
         draw_boxes(axis, box[None], colour, 1.4)
         axis.text(

@@ -1,7 +1,6 @@
 """What ScopeNet knows of each side of a box, and how good its scores and anchors are."""
 
 import itertools
-from dataclasses import dataclass
 
 import matplotlib
 
@@ -11,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.patches import Rectangle
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modeling.pyramid import Pyramid
-from ..modeling.scope import ScopeDetector
+from ..modeling.results import ImageResult
+from ..modeling.scope import ScopeBins, ScopeDetector
 from ..ops import iou_match
 
 SIDES = ("left", "top", "right", "bottom")
@@ -22,64 +22,7 @@ COLOURS = plt.get_cmap("tab10").colors
 TRUTH = "#00d45a"
 
 
-@dataclass
-class Scopes:
-    """The detections of one image, best first, and the bin distributions that they come from. Pixels of the file."""
-
-    boxes: Tensor  # (D, 4)
-    scores: Tensor  # (D,) p_box
-    classes: Tensor  # (D,)
-    class_scores: Tensor  # (D,) p_cls
-    localization_scores: Tensor  # (D,) p_loc, 1 for a head with one bin
-    probabilities: Tensor  # (D, 4, B)
-    points: Tensor  # (D, 2) the locations that say so
-    strides: Tensor  # (D,) of their levels
-
-
-class ScopeTap:
-    """Looks again at the image that a :class:`ScopeDetector` was last called with, alone in its batch."""
-
-    def __init__(self, model: nn.Module):
-        found = [module for module in model.modules() if isinstance(module, ScopeDetector)]
-        if len(found) != 1:
-            raise ValueError(
-                f"model: expected a ScopeNet, got {type(model).__name__} with {len(found)} scope detectors"
-            )
-        (self.detector,) = found
-        self.detector.register_forward_pre_hook(self._take)
-
-    def _take(self, module, args):
-        self._features, self._sizes = args[:2]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) that the network saw, without padding."""
-        return self._sizes[0]
-
-    @torch.no_grad()
-    def scopes(self, height: int, width: int) -> Scopes:
-        """Of an image file of this size."""
-        detector = self.detector
-        pyramid = Pyramid.of(self._features, detector.strides)
-        predictions = detector.head(pyramid, self._features)
-        ((found, rows),) = detector.detections(pyramid, predictions, self._sizes)
-        scale = found.boxes.new_tensor([width / self.image_size[1], height / self.image_size[0]])
-        logits = predictions.bin_logits[0, rows]
-        several = detector.head.bins.count > 1
-        parts = (
-            found.boxes * scale.repeat(2),
-            found.scores,
-            found.classes,
-            predictions.class_logits[0, rows, found.classes].sigmoid(),
-            detector.localization_score(logits) if several else torch.ones_like(found.scores),
-            logits.softmax(-1),
-            pyramid.centers(rows.device)[rows] * scale,
-            pyramid.per_level(detector.strides, rows.device)[rows] * scale.mean(),
-        )
-        return Scopes(*(part.cpu() for part in parts))
-
-
-def draw_scopes(path, image, scopes: Scopes, detector: ScopeDetector, truth, names, score_thresh=0.3, most=3):
+def draw_scopes(path, image, result: ImageResult, bins: ScopeBins, truth, names, score_thresh=0.3, most=3):
     """Writes the detections of an image and, for the ``most`` best, the bins of every side.
 
     Args:
@@ -87,7 +30,7 @@ def draw_scopes(path, image, scopes: Scopes, detector: ScopeDetector, truth, nam
         names: of the classes.
     """
     image = np.asarray(image)
-    kept = (scopes.scores >= score_thresh).nonzero()[:, 0]
+    kept = (result.scores >= score_thresh).nonzero()[:, 0]
     rows = max(1, min(most, len(kept)))
     figure = plt.figure(figsize=(3.4 * rows + 5, 1.75 * rows + 0.6), layout="constrained")
     grid = figure.add_gridspec(rows, 6)
@@ -98,28 +41,28 @@ def draw_scopes(path, image, scopes: Scopes, detector: ScopeDetector, truth, nam
         _box(axis, box, TRUTH, 1.0, linestyle="--")
     for rank, index in reversed(list(enumerate(kept.tolist()))):  # the best on top
         colour = COLOURS[rank % len(COLOURS)] if rank < most else "#888888"
-        _box(axis, scopes.boxes[index], colour, 1.6)
-        axis.plot(*scopes.points[index].tolist(), "o", color=colour, markersize=3, markeredgecolor="white")
-        label = f"{names[int(scopes.classes[index])]} {scopes.scores[index]:.2f}"
+        _box(axis, result.boxes[index], colour, 1.6)
+        axis.plot(*result.scopes.points[index].tolist(), "o", color=colour, markersize=3, markeredgecolor="white")
+        label = f"{names[int(result.classes[index])]} {result.scores[index]:.2f}"
         axis.text(
-            float(scopes.boxes[index, 0]), float(scopes.boxes[index, 1]) - 1, label, fontsize=6, color="white",
+            float(result.boxes[index, 0]), float(result.boxes[index, 1]) - 1, label, fontsize=6, color="white",
             va="bottom", clip_on=True, bbox={"facecolor": colour, "alpha": 0.8, "pad": 0.8, "edgecolor": "none"},
         )  # fmt: skip
     axis.set_title(f"{len(kept)} detections (score ≥ {score_thresh}); dashed: objects", fontsize=8)
-    edges = [0, *detector.head.bins.boundaries, 8]
+    edges = [0, *bins.boundaries, 8]
     for rank, index in enumerate(kept[:most].tolist()):
         colour = COLOURS[rank % len(COLOURS)]
-        sides = _distances(scopes, index)
+        sides = _distances(result, index)
         for side, name in enumerate(SIDES):
             plot = figure.add_subplot(grid[rank, 2 + side])
-            plot.bar(range(detector.head.bins.count), scopes.probabilities[index, side], color=colour)
-            plot.set(ylim=(0, 1), yticks=(0, 0.5, 1) if side == 0 else (), xticks=range(detector.head.bins.count))
+            plot.bar(range(bins.count), result.scopes.probabilities[index, side], color=colour)
+            plot.set(ylim=(0, 1), yticks=(0, 0.5, 1) if side == 0 else (), xticks=range(bins.count))
             plot.set_xticklabels([f"{a:g}–{b:g}" for a, b in itertools.pairwise(edges)], fontsize=5)
             plot.tick_params(axis="y", labelsize=6)
             plot.set_title(f"{name}: {sides[side]:.2f} strides", fontsize=7)
             if side == 0:
-                scores = f"{scopes.class_scores[index]:.2f} · {scopes.localization_scores[index]:.2f}"
-                plot.set_ylabel(f"{names[int(scopes.classes[index])]}\n{scores}", fontsize=6, color=colour)
+                scores = f"{result.scopes.class_scores[index]:.2f} · {result.scopes.localization_scores[index]:.2f}"
+                plot.set_ylabel(f"{names[int(result.classes[index])]}\n{scores}", fontsize=6, color=colour)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -129,10 +72,10 @@ def _box(axis, box, colour, width, **style):
     axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width, **style))
 
 
-def _distances(scopes, index):
-    x, y = scopes.points[index].tolist()
-    x1, y1, x2, y2 = scopes.boxes[index].tolist()
-    return [d / float(scopes.strides[index]) for d in (x - x1, y - y1, x2 - x, y2 - y)]
+def _distances(result, index):
+    x, y = result.scopes.points[index].tolist()
+    x1, y1, x2, y2 = result.boxes[index].tolist()
+    return [d / float(result.scopes.strides[index]) for d in (x - x1, y - y1, x2 - x, y2 - y)]
 
 
 def learned_distances(detector: ScopeDetector, sizes, gt_boxes) -> Tensor:
@@ -167,11 +110,11 @@ def draw_anchors(path, detector: ScopeDetector, distances: Tensor):
     plt.close(figure)
 
 
-def true_ious(scopes: Scopes, boxes: Tensor) -> Tensor:
+def true_ious(result: ImageResult, boxes: Tensor) -> Tensor:
     """IoU (D,) of every detection with the object that it fits best, of any class."""
     if not len(boxes):
-        return torch.zeros(len(scopes.boxes))
-    return iou_match(scopes.boxes.float(), boxes.float()).iou
+        return torch.zeros(len(result.boxes))
+    return iou_match(result.boxes.float(), boxes.float()).iou
 
 
 def draw_scores(path, ious: Tensor, scores: dict[str, Tensor]) -> dict[str, float]:

@@ -1,14 +1,21 @@
 """Each ablation switch changes what it says and nothing else: parameters, targets, losses, anchors."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from fvcore.common.config import CfgNode
 
-from ga_scope.config import ConfigError
-from ga_scope.integrations.torchvision.config import get_cfg
+from ga_scope.config import load_config
+from ga_scope.config.build import build_guided_anchor_rpn
+from ga_scope.errors import ConfigError
 from ga_scope.modeling.guided_anchoring.losses import center_loss
-from ga_scope.models import build_guided_anchor_rpn
+from ga_scope.modeling.pyramid import Pyramid
+from ga_scope.modeling.targets import Targets
+
+CONFIG = Path(__file__).parents[2] / "configs" / "COCO-Detection" / "ga_faster_rcnn_R_50_FPN_1x.yaml"
 
 STRIDES, SIZE, C = (4, 8, 16, 32, 64), (64, 96), 16
 GA = "MODEL.GUIDED_ANCHORING."
@@ -16,10 +23,9 @@ GA = "MODEL.GUIDED_ANCHORING."
 
 def build(**switches):
     """A GA-RPN from keys (below MODEL.GUIDED_ANCHORING, ``__`` for a dot)."""
-    cfg = get_cfg()
-    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128], [256]]
-    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "GuidedAnchoringRPN"
-    cfg.merge_from_list([part for k, v in switches.items() for part in (GA + k.replace("__", "."), v)])
+    settings = {"MODEL.DEVICE": "cpu", "MODEL.META_ARCHITECTURE": "GeneralizedRCNN"}
+    settings |= {GA + key.replace("__", "."): value for key, value in switches.items()}
+    cfg = load_config(CfgNode(), CONFIG, [part for pair in settings.items() for part in pair], builtin=True)
     torch.manual_seed(0)
     return build_guided_anchor_rpn(cfg, C, STRIDES)
 
@@ -35,7 +41,7 @@ def boxes():
 
 def losses(rpn):
     torch.manual_seed(2)
-    return rpn(features(), [SIZE] * 2, boxes())[1]
+    return rpn(features(), [SIZE] * 2, Targets(boxes())).losses
 
 
 def shapes_of(rpn):
@@ -81,8 +87,7 @@ def test_parameters_and_losses(name):
     assert set(losses(rpn)) == ALL - losses_gone
     sum(losses(rpn).values()).backward()
     assert all(p.grad is not None for p in rpn.parameters())
-    proposals, _ = rpn.eval()(features(), [SIZE] * 2)
-    assert len(proposals) == 2
+    assert len(rpn.eval()(features(), [SIZE] * 2).proposals.count) == 2
 
 
 def with_weights_of(rpn, full):
@@ -114,8 +119,8 @@ def test_other_losses_stay(switches, changed):
 
 def test_without_locations_every_location_is_active():
     rpn = build(LOCATION__ENABLED=False).eval()
-    rpn(features(), [SIZE] * 2)
-    assert rpn.anchors_per_image == [rpn.locations_per_image] * 2
+    found = rpn(features(), [SIZE] * 2)
+    assert found.anchors.tolist() == [found.locations] * 2
 
 
 def test_without_everything_it_is_an_rpn():
@@ -134,15 +139,13 @@ def test_without_everything_it_is_an_rpn():
             expected = dense.permute(0, 2, 3, 1).reshape(-1, width)  # (y, x, anchor): width numbers each
             torch.testing.assert_close(out[first : first + count], expected, rtol=1e-4, atol=1e-4)
         first += count
-    rpn(maps, [SIZE])
-    assert rpn.anchors_per_image == [3 * rpn.locations_per_image]
+    found = rpn(maps, [SIZE])
+    assert found.anchors.tolist() == [3 * found.locations]
     # The anchors are torchvision's, up to its rounding of sides and this project's half-cell centres.
     generator = torchvision.models.detection.anchor_utils.AnchorGenerator(
-        ((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5
+        ((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5
     )
     images = torchvision.models.detection.image_list.ImageList(torch.zeros(1, 3, *SIZE), [SIZE])
-    from ga_scope.modeling.pyramid import Pyramid
-
     pyramid = Pyramid.of(maps, STRIDES, cell_offset=0.0)
     ours = rpn.shapes.decode(pyramid, torch.zeros(1, pyramid.locations, 0))[0]
     (theirs,) = generator(images, maps)
@@ -157,8 +160,6 @@ def rpn_locations(maps):
 
 def test_fixed_shapes_at_listed_locations():
     rpn = build(SHAPE__ENABLED=False, ADAPTION__OFFSETS="none")
-    from ga_scope.modeling.pyramid import Pyramid
-
     pyramid = Pyramid.of(features(), STRIDES)
     everywhere = rpn.shapes.decode(pyramid, torch.zeros(2, pyramid.locations, 0)).flatten(0, 1).view(-1, 3, 4)
     locations = torch.randint(2 * pyramid.locations, (30,))
@@ -186,8 +187,6 @@ def test_unguided_adaption_is_a_deformable_convolution_of_the_features():
 
 def test_predicted_centres_move_anchors():
     rpn = build(SHAPE__PREDICT_CENTER=True)
-    from ga_scope.modeling.pyramid import Pyramid
-
     pyramid = Pyramid.of(features(), STRIDES)
     deltas = torch.tensor([[0.0, 0.0, 0.5, -0.25]])
     (box,) = rpn.shapes.decode(pyramid, deltas, torch.tensor([0])).tolist()  # stride 4, base 8 * 4
@@ -213,5 +212,5 @@ def test_centre_loss():
 def test_switches_that_contradict():
     with pytest.raises(ConfigError, match="ADAPTION.OFFSETS: expected 'features' or 'none' where SHAPE.ENABLED is F"):
         build(SHAPE__ENABLED=False)
-    with pytest.raises(ValueError, match="ADAPTION.OFFSETS: expected 'shape', 'features', 'none', got 'some'"):
+    with pytest.raises(ConfigError, match="ADAPTION.OFFSETS: expected 'shape', 'features', 'none', got 'some'"):
         build(ADAPTION__OFFSETS="some")

@@ -7,6 +7,7 @@ import torch.multiprocessing
 
 from ga_scope.modeling.guided_anchoring import AnchorShapes, GuidedAnchorRetinaHead, GuidedAnchorRetinaNet
 from ga_scope.modeling.scope import ScopeBins, ScopeDetector, ScopeHead, ScopeTargets
+from ga_scope.modeling.targets import Targets
 
 STRIDES = (8, 16)
 SIZE = (64, 64)
@@ -33,7 +34,8 @@ def gradients(name, images):
         torch.nn.init.normal_(parameter, std=0.1)
     maps = [torch.randn(len(BOXES), 8, SIZE[0] // s, SIZE[1] // s)[images] for s in STRIDES]
     boxes = [torch.tensor(BOXES[i]).view(-1, 4) for i in images]
-    _, losses = model(maps, [SIZE] * len(images), boxes, [torch.arange(len(b)) % 3 for b in boxes])
+    gt = Targets(boxes, [torch.arange(len(b)) % 3 for b in boxes])
+    losses = model(maps, [SIZE] * len(images), gt).losses
     sum(losses.values()).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ga_scope.modeling.cuda_graph import Replay
+from ga_scope.modeling.targets import Targets
 
 from .test_padded import MODELS, SIZES, features, padded, rpn, scopenet
 from .test_scope import truth
@@ -46,15 +47,15 @@ def test_replay_equals_the_call(name, dtype):
 def test_replay_reads_the_parameters_where_they_lie():
     model = rpn().cuda()
     maps, sizes = on_gpu(features()), torch.tensor(SIZES).cuda()
-    replay = Replay(model.padded_proposals, maps, sizes)
+    replay = Replay(padded(model), maps, sizes)
     with torch.no_grad():
         model.head.objectness.bias += 1
-    torch.testing.assert_close(replay(maps, sizes).logits, model.padded_proposals(maps, sizes).logits)
+    torch.testing.assert_close(replay(maps, sizes).logits, padded(model)(maps, sizes).logits)
 
 
 def test_inputs_that_do_not_fit_are_named():
     maps, sizes = on_gpu(features()), torch.tensor(SIZES).cuda()
-    replay = Replay(rpn().cuda().padded_proposals, maps, sizes)
+    replay = Replay(padded(rpn().cuda()), maps, sizes)
     with pytest.raises(ValueError, match=r"inputs: expected shape \[2, 16, 8, 12\] at 0, got \[1, 16, 8, 12\]"):
         replay([m[:1] for m in maps], sizes)
     with pytest.raises(ValueError, match="inputs: expected"):
@@ -77,13 +78,12 @@ def test_mixed_precision_training_step(model, dtype):
     """A loss near float32's (samples may differ); gradients are float32 and finite. float16 with a loss scale."""
     model = model().cuda().train()
     maps = on_gpu(features())
-    boxes, classes = ([value.cuda() for value in part] for part in truth())
-    gt = (boxes,) if hasattr(model, "padded_proposals") else (boxes, classes)
+    gt = Targets(*([value.cuda() for value in part] for part in truth()[:2]))
     losses = []
     for enabled in (False, True):
         torch.manual_seed(0)
         with torch.autocast("cuda", dtype=dtype, enabled=enabled):
-            losses.append(sum(model(maps, SIZES, *gt)[1].values()))
+            losses.append(sum(model(maps, SIZES, gt).losses.values()))
     torch.testing.assert_close(losses[1].float(), losses[0], rtol=0.3, atol=0.1)
     scaler = torch.amp.GradScaler("cuda", init_scale=256.0, enabled=dtype == torch.float16)
     scaler.scale(losses[1]).backward()

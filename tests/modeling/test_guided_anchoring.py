@@ -19,6 +19,7 @@ from ga_scope.modeling.guided_anchoring import (
 )
 from ga_scope.modeling.guided_anchoring.losses import location_loss, shape_loss
 from ga_scope.modeling.pyramid import Pyramid
+from ga_scope.modeling.targets import Targets
 
 STRIDES = (8, 16, 32)
 
@@ -101,7 +102,7 @@ def test_sparse_losses_equal_dense(conv, monkeypatch):
     for method in (predict, dense_predict):
         monkeypatch.setattr(GuidedAnchorHead, "predict", method)
         torch.manual_seed(0)
-        _, losses = rpn(maps, [(64, 96)] * 2, gt)
+        losses = rpn(maps, [(64, 96)] * 2, Targets(gt)).losses
         leaves = [*head.parameters(), *maps]
         found.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
     (sparse_losses, sparse_grads), (dense_losses, dense_grads) = found
@@ -114,7 +115,8 @@ def test_sparse_losses_equal_dense(conv, monkeypatch):
 def test_every_branch_learns():
     head = GuidedAnchorHead(16, conv=True)
     rpn = GuidedAnchorRPN(head, STRIDES)
-    _, losses = rpn(features(dtype=torch.float32), [(64, 96)] * 2, [boxes(5).float(), boxes(2).float()])
+    maps, gt = features(dtype=torch.float32), Targets([boxes(5).float(), boxes(2).float()])
+    losses = rpn(maps, [(64, 96)] * 2, gt).losses
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -135,16 +137,17 @@ def test_shape_deltas_get_no_gradient_from_the_adaption():
 def test_images_without_boxes(gt):
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES)
     maps = features(dtype=torch.float32)
-    proposals, losses = rpn(maps, [(64, 96)] * 2, gt)
+    found = rpn(maps, [(64, 96)] * 2, Targets(gt))
+    losses = found.losses
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(m.grad.isfinite().all() for m in maps)
-    assert len(proposals) == 2
+    assert found.proposals.boxes.shape[0] == 2
 
 
 def test_crowded_image():
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES)
-    _, losses = rpn(features(1, dtype=torch.float32), [(64, 96)], [boxes(500).float()])
+    losses = rpn(features(1, dtype=torch.float32), [(64, 96)], Targets([boxes(500).float()])).losses
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -157,22 +160,22 @@ def test_no_negatives_in_ignore_boxes():
     in_crowd = rpn.location_targets(pyramid, [gt], [crowd])
     assert (labels == 0).any() and not (in_crowd == 0).any() and torch.equal(labels == 1, in_crowd == 1)
     anchors = rpn.shapes.decode(pyramid, torch.zeros(1, pyramid.locations, 2))
-    positives, negatives, _ = rpn._sample_anchors(anchors, [gt], [nothing])
-    kept, outside, _ = rpn._sample_anchors(anchors, [gt], [crowd])
+    positives, negatives, _ = rpn._sample_anchors(anchors, Targets([gt], ignore=[nothing]))
+    kept, outside, _ = rpn._sample_anchors(anchors, Targets([gt], ignore=[crowd]))
     assert torch.equal(positives.sort().values, kept.sort().values) and len(outside) < len(negatives)
     x1, y1, x2, y2 = anchors[0, outside].unbind(1)
     inside = (x2.clamp(max=96) - x1.clamp(min=0)) * (y2.clamp(max=64) - y1.clamp(min=0))
     assert (inside < 0.5 * (x2 - x1) * (y2 - y1)).all()
     maps = features(1, dtype=torch.float32)
-    with_crowd = rpn(maps, [(64, 96)], [gt], [crowd.double()])[1]
-    assert with_crowd["loss_anchor_location"] != rpn(maps, [(64, 96)], [gt])[1]["loss_anchor_location"]
+    found = [rpn(maps, [(64, 96)], Targets([gt], ignore=ignore)).losses for ignore in ([crowd.double()], None)]
+    assert found[0]["loss_anchor_location"] != found[1]["loss_anchor_location"]
 
 
 def test_no_active_location_gives_no_proposals():
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES, selection=LocationSelection(0.9999)).eval()
-    proposals, losses = rpn(features(3, dtype=torch.float32), [(64, 96)] * 3)
-    assert [p.boxes.shape for p in proposals] == [(0, 4)] * 3 and not losses
-    assert rpn.anchors_per_image == [0, 0, 0] and rpn.locations_per_image == 12 * 8 + 6 * 4 + 3 * 2
+    found = rpn(features(3, dtype=torch.float32), [(64, 96)] * 3)
+    assert [boxes.shape for boxes, _ in found.proposals.unpad()] == [(0, 4)] * 3 and not found.losses
+    assert found.anchors.tolist() == [0, 0, 0] and found.locations == 12 * 8 + 6 * 4 + 3 * 2
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -182,29 +185,29 @@ def test_a_batch_is_its_images(images):
     rpn = GuidedAnchorRPN(head, STRIDES, selection=LocationSelection(0.3)).eval()
     maps = features(images, dtype=torch.float32, grad=False)
     sizes = [(64 - 3 * i, 96 - 5 * i) for i in range(images)]
-    together, _ = rpn(maps, sizes)
+    together = rpn(maps, sizes).proposals.unpad()
     for i in range(images):
-        (alone,), _ = rpn([m[i : i + 1] for m in maps], sizes[i : i + 1])
-        torch.testing.assert_close(together[i].boxes, alone.boxes, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(together[i].logits, alone.logits, rtol=1e-4, atol=1e-4)
-        assert (alone.boxes[:, 2] <= sizes[i][1]).all() and (alone.boxes[:, 3] <= sizes[i][0]).all()
+        ((boxes_alone, logits_alone),) = rpn([m[i : i + 1] for m in maps], sizes[i : i + 1]).proposals.unpad()
+        torch.testing.assert_close(together[i][0], boxes_alone, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(together[i][1], logits_alone, rtol=1e-4, atol=1e-4)
+        assert (boxes_alone[:, 2] <= sizes[i][1]).all() and (boxes_alone[:, 3] <= sizes[i][0]).all()
 
 
 def test_training_proposals_include_the_sampled_locations():
     """Before any location is active, proposals come from the sampled ones, which hold the positives."""
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES, selection=LocationSelection(0.9))
-    proposals, _ = rpn(features(dtype=torch.float32), [(64, 96)] * 2, [boxes(4).float()] * 2)
-    assert rpn.anchors_per_image == [0, 0]
-    assert all(len(p.boxes) > 0 for p in proposals)
+    found = rpn(features(dtype=torch.float32), [(64, 96)] * 2, Targets([boxes(4).float()] * 2))
+    assert found.anchors.tolist() == [0, 0]
+    assert (found.proposals.count > 0).all()
 
 
 def test_selection():
     pyramid = Pyramid(2, ((4, 5), (2, 3)), (8, 16))
     probability = torch.rand(2, 26)
-    chosen = LocationSelection(0.4)(pyramid, probability)
+    chosen = LocationSelection(0.4).active(pyramid, probability)
     assert torch.equal(chosen, (probability.flatten() >= 0.4).nonzero()[:, 0])
     for threshold in (0.0, 0.4):
-        chosen = LocationSelection(threshold, topk=4)(pyramid, probability)
+        chosen = LocationSelection(threshold, topk=4).active(pyramid, probability)
         for image in range(2):
             for first, count in ((0, 20), (20, 6)):
                 part = probability[image, first : first + count]
@@ -321,7 +324,7 @@ def test_pyramid_index_space():
 
 def test_training_needs_boxes():
     rpn = GuidedAnchorRPN(GuidedAnchorHead(16), STRIDES)
-    with pytest.raises(ValueError, match="gt_boxes: expected the boxes of every image"):
+    with pytest.raises(ValueError, match="targets: expected the boxes of every image"):
         rpn(features(dtype=torch.float32), [(64, 96)] * 2)
 
 
@@ -330,7 +333,7 @@ def test_same_proposals_whatever_the_layout():
     rpn = GuidedAnchorRPN(head, STRIDES, selection=LocationSelection(0.3)).eval()
     maps = features(random.randint(1, 2), dtype=torch.float32, grad=False)
     sizes = [(64, 96)] * maps[0].shape[0]
-    a, _ = rpn(maps, sizes)
-    b, _ = rpn([m.contiguous(memory_format=torch.channels_last) for m in maps], sizes)
-    for p, q in zip(a, b):
-        torch.testing.assert_close(p.boxes, q.boxes, rtol=1e-4, atol=1e-3)
+    a = rpn(maps, sizes).proposals
+    b = rpn([m.contiguous(memory_format=torch.channels_last) for m in maps], sizes).proposals
+    assert torch.equal(a.count, b.count)
+    torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-4, atol=1e-3)

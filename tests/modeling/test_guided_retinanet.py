@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from ga_scope.modeling.detections import select_candidates
 from ga_scope.modeling.guided_anchoring import (
     AnchorShapes,
     GuidedAnchorRetinaHead,
     GuidedAnchorRetinaNet,
     LocationSelection,
 )
+from ga_scope.modeling.inference import best_classes
+from ga_scope.modeling.locations import LocationList
 from ga_scope.modeling.pyramid import Pyramid
+from ga_scope.modeling.targets import Targets
 
 STRIDES, SIZE, CLASSES = (8, 16, 32), (64, 96), 3
 
@@ -66,7 +68,8 @@ def test_sparse_prediction_equals_dense(count):
     locations[0] = pyramid.counts[0] - 1  # the last cell of a map
     locations = locations.unique()
     towers, _, shape = head.generate(pyramid, maps)
-    sparse = [f(pyramid, towers, shape, locations) for f in (head.classify, head.regress)]
+    grown = pyramid.grow(locations, 1)
+    sparse = [f(pyramid, towers, shape, locations, grown) for f in (head.classify, head.regress)]
     dense = [out[locations] for out in dense_outputs(head, maps)]
     leaves = [p for n, p in head.named_parameters() if not n.startswith(("location.", "shape."))] + maps
     weights = [torch.randn_like(out) for out in dense]
@@ -104,7 +107,7 @@ def test_losses_follow_their_definitions():
     model = make_model(head)
     maps, gt = features(dtype=torch.float32), [boxes(4), boxes(2)]
     classes = [torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0])]
-    losses = model(maps, [SIZE] * 2, gt, classes)[1]
+    losses = model(maps, [SIZE] * 2, Targets(gt, classes)).losses
     assert set(losses) == {"loss_anchor_location", "loss_anchor_shape", "loss_cls", "loss_box_reg"}
     pyramid = Pyramid.of(maps, STRIDES)
     logits, deltas = dense_outputs(head, maps)
@@ -141,7 +144,8 @@ def test_losses_follow_their_definitions():
 
 def test_every_branch_learns():
     model = make_model(make_head(torch.float32, 0.05))
-    losses = model(features(dtype=torch.float32), [SIZE] * 2, [boxes(5), boxes(2)], [torch.zeros(5).long()] * 2)[1]
+    maps, gt = features(dtype=torch.float32), Targets([boxes(5), boxes(2)], [torch.zeros(5).long()] * 2)
+    losses = model(maps, [SIZE] * 2, gt).losses
     sum(losses.values()).backward()
     for name, parameter in model.head.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -151,11 +155,11 @@ def test_images_without_boxes():
     model = make_model()
     maps = features(dtype=torch.float32)
     empty = torch.zeros(0, dtype=torch.int64)
-    losses = model(maps, [SIZE] * 2, [torch.zeros(0, 4)] * 2, [empty] * 2)[1]
+    losses = model(maps, [SIZE] * 2, Targets([torch.zeros(0, 4)] * 2, [empty] * 2)).losses
     assert losses["loss_box_reg"] == 0 and losses["loss_anchor_shape"] == 0
     sum(losses.values()).backward()
     assert all(m.grad.isfinite().all() for m in maps)
-    with pytest.raises(ValueError, match="gt_boxes, gt_classes: expected those of every image"):
+    with pytest.raises(ValueError, match="targets: expected the boxes and classes of every image"):
         model(maps, [SIZE] * 2)
 
 
@@ -165,18 +169,18 @@ def test_inference_equals_dense():
     model = make_model(head, selection=LocationSelection(0.5), score_thresh=0.55, topk_candidates=20).eval()
     maps = features(dtype=torch.float32, grad=False)
     sizes = [SIZE, (60, 90)]
-    found, losses = model(maps, sizes)
-    assert not losses
+    found = model(maps, sizes)
+    assert not found.losses
     pyramid = Pyramid.of(maps, STRIDES)
     with torch.no_grad():
         logits, deltas = dense_outputs(head, maps)
         _, location, shape = head.generate(pyramid, maps)
     anchors = model.shapes.decode(pyramid, shape).flatten(0, 1)
     active = location.flatten().sigmoid() >= 0.5
-    assert model.anchors_per_image == active.view(2, -1).sum(1).tolist()
+    assert found.anchors.tolist() == active.view(2, -1).sum(1).tolist()
     levels = pyramid.per_level(range(3), "cpu").repeat(2)
     decoded = model.box_coder.decode(anchors, deltas)
-    for image, detections in enumerate(found):
+    for image, (found_boxes, scores, classes, origins) in enumerate(found.detections.unpad()):
         candidates = []
         for level in range(3):
             of_level = [
@@ -196,23 +200,37 @@ def test_inference_equals_dense():
         boxes = {k[1]: decoded[k[1]].clamp(min=0).minimum(limit) for k in kept}
         kept = [k for k in kept[:100] if (boxes[k[1]][2:] > boxes[k[1]][:2]).all()]  # not outside the image
         assert len(kept) > 5
-        torch.testing.assert_close(detections.scores, torch.tensor([k[0] for k in kept]), rtol=1e-4, atol=1e-5)
-        assert detections.classes.tolist() == [k[2] for k in kept]
+        torch.testing.assert_close(scores, torch.tensor([k[0] for k in kept]), rtol=1e-4, atol=1e-5)
+        assert classes.tolist() == [k[2] for k in kept]
+        assert origins.tolist() == [k[1] % pyramid.locations for k in kept]
         expected = torch.stack([boxes[k[1]] for k in kept])
-        torch.testing.assert_close(detections.boxes, expected, rtol=1e-3, atol=1e-2)
+        torch.testing.assert_close(found_boxes, expected, rtol=1e-3, atol=1e-2)
 
 
 def test_no_active_location_gives_no_detections():
     model = make_model(GuidedAnchorRetinaHead(16, CLASSES, 1), selection=LocationSelection(0.9999)).eval()
-    found, _ = model(features(3, dtype=torch.float32), [SIZE] * 3)
-    assert [d.boxes.shape for d in found] == [(0, 4)] * 3 and model.anchors_per_image == [0, 0, 0]
+    found = model(features(3, dtype=torch.float32), [SIZE] * 3)
+    assert found.detections.count.tolist() == [0, 0, 0] == found.anchors.tolist()
 
 
-def test_candidates():
-    scores, groups = torch.rand(50, 4), torch.randint(3, (50,))
-    rows, classes = select_candidates(scores, groups, 0.3, 7)
-    expected = set()
-    for group in range(3):
-        pairs = [(float(scores[r, c]), r, c) for r in range(50) for c in range(4) if groups[r] == group]
-        expected |= {(r, c) for s, r, c in sorted(pairs, reverse=True)[:7] if s > 0.3}
-    assert set(zip(rows.tolist(), classes.tolist())) == expected
+@pytest.mark.parametrize("quality", [False, True])
+def test_candidates(quality):
+    """The best (row, class) pairs of every image and level, of listed locations of which an image may have none."""
+    pyramid = Pyramid(3, ((5, 4), (3, 3), (1, 1)), (8, 16, 32))
+    indices = torch.randperm(2 * pyramid.locations)[:50].sort().values  # none of the third image
+    logits, weight = torch.randn(50, 4), torch.rand(50) if quality else torch.ones(50)
+    found = best_classes(LocationList.listed(pyramid, indices), logits, 7, 0.4, weight if quality else None)
+    levels = pyramid.per_level(range(3), "cpu").long()
+    for image in range(3):
+        expected = set()
+        for level in range(3):
+            rows = [
+                r
+                for r, i in enumerate(indices.tolist())
+                if i // pyramid.locations == image and levels[i % pyramid.locations] == level
+            ]
+            pairs = [(float(p * weight[r]), r, c) for r in rows for c, p in enumerate(logits[r].sigmoid()) if p > 0.4]
+            expected |= {(r, c) for s, r, c in sorted(pairs, reverse=True)[:7]}
+        counted = found.scores[image] > 0
+        assert set(zip(found.rows[image][counted].tolist(), found.classes[image][counted].tolist())) == expected
+    assert (found.scores[2] == 0).all()

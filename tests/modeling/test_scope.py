@@ -14,6 +14,7 @@ from ga_scope.modeling.scope import DistributionQuality, ScopeBins, ScopeDetecto
 from ga_scope.modeling.scope.head import temper
 from ga_scope.modeling.scope.losses import bin_loss, box_loss
 from ga_scope.modeling.scope.quality import mean_of_maxima
+from ga_scope.modeling.targets import Targets
 
 from .scenes import scene
 
@@ -181,7 +182,7 @@ def test_one_bin_is_direct_regression():
     borders = torch.randn(50, 4, 1, dtype=torch.float64)
     expected = math.e ** (borders[..., 0] + math.log(2) * head.log_anchors[0])
     torch.testing.assert_close(head.distances(borders, torch.zeros(50, 4, dtype=torch.int64)), expected)
-    losses = detector(maps(dtype=torch.float64), [(64, 96)] * 2, *truth(torch.float64))[1]
+    losses = detector(maps(dtype=torch.float64), [(64, 96)] * 2, truth(torch.float64)).losses
     assert set(losses) == {"loss_cls", "loss_box"}
 
 
@@ -244,7 +245,7 @@ def truth(dtype=torch.float32):
         torch.tensor([[5.0, 6, 40, 50], [30, 20, 95, 63], [60, 4, 75, 16]], dtype=dtype),
         torch.zeros(0, 4, dtype=dtype),
     ]
-    return boxes, [torch.tensor([0, 2, 1]), torch.zeros(0, dtype=torch.int64)]
+    return Targets(boxes, [torch.tensor([0, 2, 1]), torch.zeros(0, dtype=torch.int64)])
 
 
 VARIANTS = {
@@ -263,15 +264,16 @@ def variant(name, **more):
     return make_detector(**options, **more)
 
 
-def oracle_losses(detector, predictions, pyramid, boxes, classes):
-    """Eq. 4 location by location."""
+def oracle_losses(detector, predictions, pyramid, boxes, classes, regions=([], [])):
+    """Eq. 4 location by location; in a region no location is a negative."""
     head, bins = detector.head, detector.head.bins
     found = {"loss_cls": 0.0, "loss_box": 0.0, "loss_bin": 0.0}
     positives = [0, 0]
     for image, (of_image, labels) in enumerate(zip(boxes, classes)):
         for_class, for_box = (oracle_targets(pyramid, of_image, r) for r in (1.5, 2.0))
         for place, (_, stride, x, y) in enumerate(locations(pyramid)):
-            for c, logit in enumerate(predictions.class_logits[image, place].tolist()):
+            ignored = any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in regions[image]) and for_class[place] < 0
+            for c, logit in enumerate([] if ignored else predictions.class_logits[image, place].tolist()):
                 target = for_class[place] >= 0 and int(labels[for_class[place]]) == c
                 p = 1 / (1 + math.exp(-logit))
                 found["loss_cls"] -= 0.25 * (1 - p) ** 2 * math.log(p) if target else 0.75 * p**2 * math.log(1 - p)
@@ -310,10 +312,27 @@ def test_losses_equal_the_oracle(name):
     pyramid = Pyramid.of(features, STRIDES)
     with torch.no_grad():
         predictions = detector.head(pyramid, features)
-        losses = detector.losses(pyramid, predictions, *truth(torch.float64))
-    expected = oracle_losses(detector, predictions, pyramid, *truth(torch.float64))
+        losses = detector.losses(pyramid, predictions, truth(torch.float64))
+    gt = truth(torch.float64)
+    expected = oracle_losses(detector, predictions, pyramid, gt.boxes, gt.classes)
     for key, value in losses.items():
         assert value.item() == pytest.approx(expected[key], rel=1e-6), key
+
+
+def test_no_negatives_in_ignore_regions():
+    """A location inside is none, unless it is an object's; other losses stay as they are."""
+    detector, features, gt = variant("paper").double(), maps(dtype=torch.float64), truth(torch.float64)
+    pyramid, regions = Pyramid.of(features, STRIDES), [[[0, 0, 47, 65], [70, 1, 97, 30]], [[9, 9, 50, 41]]]
+    with torch.no_grad():
+        predictions = detector.head(pyramid, features)
+        without = detector.losses(pyramid, predictions, gt)
+        ignore = [torch.tensor(of_image, dtype=torch.float64) for of_image in regions]
+        losses = detector.losses(pyramid, predictions, gt._replace(ignore=ignore))
+        nowhere = detector.losses(pyramid, predictions, gt._replace(ignore=[box[:0] for box in ignore]))
+    expected = oracle_losses(detector, predictions, pyramid, gt.boxes, gt.classes, regions)
+    for key, value in losses.items():
+        assert value.item() == pytest.approx(expected[key], rel=1e-6), key
+        assert (value == without[key]) == (key != "loss_cls") and nowhere[key] == without[key]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -321,11 +340,11 @@ def test_gradients_equal_finite_differences(name):
     """Of each loss by every parameter, in float64, along random directions; sigma^2 and the anchors included."""
     detector, features = variant(name).double(), maps(dtype=torch.float64)
     pyramid = Pyramid.of(features, STRIDES)
-    boxes, classes = truth(torch.float64)
+    gt = truth(torch.float64)
     parameters = dict(detector.named_parameters())
 
     def losses():
-        return detector.losses(pyramid, detector.head(pyramid, features), boxes, classes)
+        return detector.losses(pyramid, detector.head(pyramid, features), gt)
 
     for key in losses():
         gradients = torch.autograd.grad(losses()[key], parameters.values(), allow_unused=True)
@@ -354,7 +373,7 @@ def test_anchors_move_in_training():
     before = detector.head.log_anchors.detach().clone()
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.05)
     for _ in range(5):
-        _, losses = detector(features, [(64, 96)] * 2, *truth())
+        losses = detector(features, [(64, 96)] * 2, truth()).losses
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -364,7 +383,7 @@ def test_anchors_move_in_training():
 def test_the_quality_network_leaves_the_rest_alone():
     """Its loss reaches its own parameters only, so its weights serve every way of scoring."""
     detector, features = variant("quality"), maps()
-    loss = detector(features, [(64, 96)] * 2, *truth())[1]["loss_quality"]
+    loss = detector(features, [(64, 96)] * 2, truth()).losses["loss_quality"]
     loss.backward()
     for name, parameter in detector.named_parameters():
         assert (parameter.grad is not None) == name.startswith("quality."), name
@@ -375,7 +394,7 @@ def test_the_quality_network_leaves_the_rest_alone():
 def test_losses_stay_finite(name, case):
     detector = variant(name)
     features = maps(size=(128, 160))
-    boxes, classes = truth()
+    boxes = truth().boxes
     if case == "empty":
         boxes = [torch.zeros(0, 4)] * 2
     elif case == "500 boxes":
@@ -384,7 +403,7 @@ def test_losses_stay_finite(name, case):
     else:
         boxes = [torch.tensor([[-4000.0, -4000, 5000, 5000], [-1e4, 0, 1e4, 128]]), boxes[1]]
     classes = [torch.randint(3, (len(b),)) for b in boxes]
-    _, losses = detector(features, [(128, 160)] * 2, boxes, classes)
+    losses = detector(features, [(128, 160)] * 2, Targets(boxes, classes)).losses
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     for parameter_name, parameter in detector.named_parameters():
@@ -394,7 +413,7 @@ def test_losses_stay_finite(name, case):
 
 
 def test_training_needs_boxes():
-    with pytest.raises(ValueError, match="gt_boxes, gt_classes: expected those of every image in training"):
+    with pytest.raises(ValueError, match="targets: expected the boxes and classes of every image in training"):
         make_detector()(maps(), [(64, 96)] * 2)
 
 
@@ -441,20 +460,20 @@ def test_detections_equal_the_oracle(topk, threshold, rescore):
     pyramid = Pyramid.of(features, STRIDES)
     with torch.no_grad():
         predictions = detector.head(pyramid, features)
-    found, losses = detector(features, sizes)
-    assert losses == {}
-    for image, size in enumerate(sizes):
-        expected = oracle_detections(detector, predictions, pyramid, image, size)
-        assert len(found[image].scores) == len(expected) > 5
-        torch.testing.assert_close(found[image].scores.tolist(), [e[0] for e in expected], rtol=1e-6, atol=1e-6)
-        assert found[image].classes.tolist() == [e[1] for e in expected]
-        torch.testing.assert_close(found[image].boxes.tolist(), [e[2] for e in expected], rtol=1e-5, atol=1e-4)
+    found = detector(features, sizes)
+    assert found.losses == {}
+    for image, (boxes, scores, classes, _) in enumerate(found.detections.unpad()):
+        expected = oracle_detections(detector, predictions, pyramid, image, sizes[image])
+        assert len(scores) == len(expected) > 5
+        torch.testing.assert_close(scores.tolist(), [e[0] for e in expected], rtol=1e-6, atol=1e-6)
+        assert classes.tolist() == [e[1] for e in expected]
+        torch.testing.assert_close(boxes.tolist(), [e[2] for e in expected], rtol=1e-5, atol=1e-4)
 
 
 def test_nothing_above_the_threshold():
     detector = make_detector(score_thresh=0.99999).eval()
-    (first, _), _ = detector(maps(), [(64, 96)] * 2)
-    assert first.boxes.shape == (0, 4) and first.scores.shape == (0,) and first.classes.dtype == torch.int64
+    boxes, scores, classes, _ = detector(maps(), [(64, 96)] * 2).detections.unpad()[0]
+    assert boxes.shape == (0, 4) and scores.shape == (0,) and classes.dtype == torch.int64
 
 
 def test_wild_predictions_stay_finite():
@@ -464,11 +483,11 @@ def test_wild_predictions_stay_finite():
         with torch.no_grad():
             detector.head.borders.bias.fill_(1e4)
             detector.head.bin_logits.bias.view(4, -1)[:, -1] = sign * 1e4
-        _, losses = detector(maps(), [(64, 96)] * 2, *truth())
+        losses = detector(maps(), [(64, 96)] * 2, truth()).losses
         sum(losses.values()).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
-        (first, _), _ = detector.eval()(maps(), [(64, 96)] * 2)
-        assert first.boxes.isfinite().all() and first.scores.isfinite().all()
+        found = detector.eval()(maps(), [(64, 96)] * 2).detections
+        assert found.boxes.isfinite().all() and found.scores.isfinite().all()
 
 
 # ---- compilation -----------------------------------------------------------------------------------

@@ -254,9 +254,9 @@ def raw_call():
         ),
         (OPS.masked_conv2d, [[x], weight, None, locations, *settings, False]),
         (OPS.masked_conv2d_backward, [torch.randn(3, 2), [x], weight, locations, *settings, True, True, False]),
-        (OPS.viou_match, [*some(), *some(), *levels, None, None, 0.5, 0.0]),
-        (OPS.iou_match, [*some(), *some(), *some(), 0.5]),
-        (OPS.location_targets, [*some(), *some(), *levels, 8.0, 0.2, 0.5, 0.5]),
+        (OPS.viou_match, [*some(), *some(), *levels, None, None, 0.5, 0.0, 0.0]),
+        (OPS.iou_match, [*some(), *some(), *some(), 0.5, 0.0]),
+        (OPS.location_targets, [*some(), *some(), *levels, 8.0, 0.2, 0.5, 0.5, random.random() < 0.5]),
         (OPS.nms_mask, [boxes[None], None, torch.tensor([[True]]), 0.5]),
     )
     operator, arguments = random.choice(calls)

@@ -1,7 +1,11 @@
 """viou_match, iou_match and location_targets against matrices and rasters that share no code with them."""
 
 import math
+import os
 import random
+import subprocess
+import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -156,6 +160,8 @@ def test_floor_skips_nothing_that_reaches_it():
             assert torch.equal(pruned.index, full.index.masked_fill(~keep, -1))
             assert torch.equal(pruned.gt_iou, full.gt_iou.masked_fill(full.gt_iou < floor, 0))
             assert torch.equal(pruned.gt_index, full.gt_index.masked_fill(full.gt_iou < floor, -1))
+            at_least = viou_match(boxes, sizes, strides, **mode, low_quality_from=floor)
+            assert torch.equal(pruned.best_for, at_least.best_for)
 
 
 @pytest.mark.usefixtures("device")
@@ -172,7 +178,147 @@ def test_iou_match_equals_the_matrix(dtype):
         match = iou_match(anchors, boxes)
         overlaps = [reference.box_iou(a, b) for a, b in zip(anchors, boxes)]
         assert match.iou.dtype == dtype
-        assert_match(match, overlaps, tolerance=1e-12 if dtype == torch.float64 else 1e-6)
+        assert_match(match, overlaps, tolerance=0)  # bit by bit: each operation is rounded once
+
+
+def assert_best_for(match, overlaps, low_quality_from=0.0, min_iou=0.0):
+    """Against the full matrix of each image, whose ties are ties of the bits."""
+    first_box, expected = 0, []
+    for overlap in overlaps:
+        best_for = reference.best_for_of_matrix(overlap, low_quality_from, min_iou)
+        expected.append(torch.where(best_for < 0, -1, best_for + first_box))
+        first_box += overlap.shape[1]
+    assert torch.equal(match.best_for, torch.cat(expected))
+
+
+def grid_anchors(sizes, strides, dtype):
+    """Three shapes at every cell, so that all that cover a small box tie."""
+    sides = torch.tensor([(3.0, 3.0), (2.0, 4.5), (6.0, 6.0)], dtype=dtype)
+    levels = []
+    for size, stride in zip(sizes, strides):
+        centers = reference.level_centers(size, stride).to(dtype)[:, None]
+        levels.append(torch.cat([centers - sides * stride / 2, centers + sides * stride / 2], 2).flatten(0, 1))
+    return torch.cat(levels)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_anchor_that_ties_for_a_boxs_best(dtype):
+    """Of iou_match: anchors of a grid, boxes with hundreds of ties, equal boxes, shared anchors, any floor."""
+    most = 0
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        boxes = [b.to(dtype) for b in boxes]
+        if random.random() < 0.5:
+            boxes = [torch.cat([b, b[: len(b) // 2]]) for b in boxes]
+        anchors = [grid_anchors(sizes, strides, dtype)[torch.randperm(3 * sum(h * w for h, w in sizes))] for _ in boxes]
+        floor = random.choice([0.0, 0.1, 0.3, 0.7])
+        match = iou_match(anchors, boxes, low_quality_from=floor)
+        assert_best_for(match, [reference.box_iou(a, b) for a, b in zip(anchors, boxes)], floor)
+        assert (iou_match(anchors, boxes, low_quality_from=None).best_for == -1).all()
+        most = max([most, *match.best_for[match.best_for >= 0].bincount().tolist()])
+    assert most > 20
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_location_that_ties_for_a_boxs_best(dtype):
+    """Of viou_match, in every mode: its own values for one box alone are the columns of the matrix."""
+    for _ in range(40):
+        boxes, sizes, strides = random_scene(6)
+        boxes = [b.to(dtype) for b in boxes]
+        mode = random.choice(
+            [
+                {},
+                {"shapes": shapes_of(strides).to(dtype)},
+                {"size_range": torch.tensor([[5.6 * s, 18.4 * s] for s in strides], dtype=dtype)},
+            ]
+        )
+        mode |= {"cell_offset": random.choice([0.0, 0.5])}
+        floors = {"low_quality_from": random.choice([0.0, 0.3, 0.6]), "min_iou": random.choice([0.0, 0.4])}
+        match = viou_match(boxes, sizes, strides, **mode, **floors)
+        empty = [torch.zeros(sum(h * w for h, w in sizes), 0, dtype=dtype)]
+        overlaps = [
+            torch.cat(empty + [viou_match(box[None], sizes, strides, **mode).iou[:, None] for box in b], 1)
+            for b in boxes
+        ]
+        assert_best_for(match, overlaps, **floors)
+        for overlap, iou in zip(overlaps, match.iou.chunk(len(overlaps))):
+            assert torch.equal(iou, reference.best_of_matrix(overlap, floors["min_iou"])[0])
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_locations_whose_anchor_covers_a_box_tie(dtype):
+    """However its coordinates round: the plateau of a small box is as large as the geometry says, and about its centre.
+    So is that of a box which holds every anchor."""
+    stride, height, width, side = 4, 30, 40, 32.0
+    centers = reference.level_centers((height, width), stride).double()
+    for _ in range(60):
+        small = random.random() < 0.5
+        sides = torch.rand(2) * (8 if small else 16) + (8 if small else 48)
+        middle = torch.rand(2) * torch.tensor([60.0, 40.0]) + torch.tensor([50.0, 40.0])
+        box = torch.cat([middle - sides / 2, middle + sides / 2]).to(dtype)
+        near, far = centers - box[:2].double(), box[2:].double() - centers
+        reach = torch.maximum(near, far).amax(1) if small else -torch.minimum(near, far).amin(1)
+        inside = reach <= (side / 2 if small else -side / 2)
+        if ((reach.abs() - side / 2).abs() < 1e-3).any() or not inside.any():
+            continue  # a border on a border: rounding decides
+        shapes, span = torch.full((1, 1, 2), side, dtype=dtype), torch.full((1, 2), side, dtype=dtype)
+        for mode in ({"shapes": shapes}, {"size_range": span}):
+            match = viou_match(box[None], [(height, width)], [stride], **mode)
+            assert torch.equal(match.best_for == 0, inside)
+            assert match.iou[inside].unique().numel() == 1
+
+
+def test_ties_do_not_depend_on_the_threads():
+    anchors = grid_anchors([(40, 50), (20, 25)], [4, 8], torch.float32)
+    boxes = [random_boxes(n, (160, 200), torch.float32) for n in (40, 7)]
+    sizes, strides = [(40, 50), (20, 25)], [4, 8]
+    shapes, threads, found = shapes_of(strides).float(), torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            found.append([*iou_match([anchors] * 2, boxes), *viou_match(boxes, sizes, strides, shapes=shapes)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0]))
+
+
+DIGEST = """
+import hashlib, torch
+from ga_scope.ops import iou_match, viou_match
+generator = torch.Generator().manual_seed(3)
+digest, levels = hashlib.sha256(), ([(40, 50), (20, 25)], [4, 8])
+for dtype in (torch.float32, torch.float64):
+    def boxes(count, side):
+        corner = torch.rand(count, 2, generator=generator, dtype=dtype) * 200
+        return torch.cat([corner, corner + torch.rand(count, 2, generator=generator, dtype=dtype) * side], 1)
+    few, shapes = boxes(60, 70), torch.rand(2, 9, 2, generator=generator, dtype=dtype) * 60
+    span = torch.tensor([[20, 60], [40, 120]], dtype=dtype)
+    for match in (
+        iou_match(boxes(3001, 90), few), viou_match(few, *levels), viou_match(few, *levels, shapes=shapes),
+        viou_match(few, *levels, size_range=span),
+    ):
+        for item in match:
+            digest.update(item.numpy().tobytes())
+print(torch.ops.ga_scope.cpu_capability(), digest.hexdigest())
+"""
+
+
+def test_every_instruction_set_matches_alike():
+    """To the last bit: no product is fused into a sum."""
+    sets = ["portable", "avx2", "avx512"]
+    found = []
+    for capability in sets[: sets.index(torch.ops.ga_scope.cpu_capability()) + 1]:
+        environment = {**os.environ, "GA_SCOPE_CPU_CAPABILITY": capability}
+        result = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        name, digest = result.stdout.split()
+        assert name == capability
+        found.append(digest)
+    assert len(set(found)) == 1
 
 
 def ignore_boxes_for(boxes, image, dtype=torch.float64):
@@ -233,10 +379,11 @@ def test_location_targets_ignore_cells_in_ignore_boxes():
     for _ in range(100):
         boxes, sizes, strides = random_scene()
         regions = ignore_boxes_for(boxes, (sizes[0][0] * 8, sizes[0][1] * 8))
-        offset = {"cell_offset": random.choice([0.5, 0.0])}
-        labels = location_targets(boxes, sizes, strides, **offset, ignore_boxes=regions).view(len(boxes), -1)
+        settings = {"cell_offset": random.choice([0.5, 0.0]), "rule": random.choice(["paper", "release"])}
+        labels = location_targets(boxes, sizes, strides, **settings, ignore_boxes=regions).view(len(boxes), -1)
         for image, region, label in zip(boxes, regions, labels):
-            assert torch.equal(label, reference.location_targets(image, sizes, strides, **offset, ignore_boxes=region))
+            expected = reference.location_targets(image, sizes, strides, **settings, ignore_boxes=region)
+            assert torch.equal(label, expected)
 
 
 @pytest.mark.usefixtures("device")
@@ -257,13 +404,100 @@ def test_location_targets_equal_a_raster(block):
 
 
 @pytest.mark.usefixtures("device")
-def test_every_box_keeps_a_centre():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("block", range(3))
+def test_location_targets_of_the_release_equal_its_loop(block, dtype):
+    """100 scenes each, many with borders half-way between cells; the order of the boxes counts."""
+    reordered = 0
+    for _ in range(100):
+        boxes, sizes, strides = random_scene()
+        boxes = [torch.where(torch.rand(len(b), 1) < 0.5, (b / 2).round() * 2, b).to(dtype) for b in boxes]
+        center, ignore = random.choice([(0.2, 0.5), (0.2, 0.5), (0.1, 1.0), (0.5, 0.5)])
+        settings = {"cell_offset": random.choice([0.0, 0.0, 0.5]), "rule": "release"}
+        settings |= {"center_ratio": center, "ignore_ratio": ignore, "sigma": random.choice([4.0, 8.0])}
+        labels = location_targets(boxes, sizes, strides, **settings).view(len(boxes), -1)
+        for image, label in zip(boxes, labels):
+            assert torch.equal(label, reference.location_targets(image, sizes, strides, **settings))
+            backwards = location_targets(image.flip(0), sizes, strides, **settings)
+            assert torch.equal(backwards, reference.location_targets(image.flip(0), sizes, strides, **settings))
+            reordered += not torch.equal(label, backwards)
+    assert reordered > 5
+
+
+def test_location_targets_of_the_release_by_hand():
+    """Facts 3 and 4 of the release on a line of cells of stride 8, each box 20 high: one row of centres, ten cells."""
+
+    def row(*spans):
+        boxes = torch.tensor([[x1, 6.0, x2, 26.0] for x1, x2 in spans])
+        labels = location_targets(boxes, [(4, 10)], [8], sigma=1.0, cell_offset=0.0, rule="release")
+        return "".join({1: "+", -1: "-", 0: "."}[v] for v in labels.view(4, 10)[2].tolist())
+
+    # 0.6 * 2 + 0.4 * 7 = 4, 0.4 * 2 + 0.6 * 7 = 5; 0.75 * 2 + 0.25 * 7 = 3.25, 0.25 * 2 + 0.75 * 7 = 5.75.
+    assert row((16, 56)) == "...-++-..."
+    # 0.6 * 0 + 0.4 * 6.25 = 2.5 -> 2 (half to even), 3.75 -> 4; 1.5625 -> 2, 4.6875 -> 5: one more than the points.
+    assert row((0, 50)) == "..+++-...."
+    # Alone the second has "-++-" from cell 5 on. The later one's ignore region erases a centre of the earlier one.
+    assert row((16, 56), (32, 72)) == "...-+-++-."
+    assert row((32, 72), (16, 56)) == "...-++-+-."
+    # A centre of one cell at least, however small the box.
+    assert row((41, 43)) == ".....+...."
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("rule", ["paper", "release"])
+def test_every_box_keeps_a_centre(rule):
     sizes, strides = [(40, 40), (20, 20), (10, 10)], [4, 8, 16]
     for _ in range(200):
-        box = random_boxes(1, (150, 150)).clamp(0, 160)
+        box = random_boxes(1, (150, 150)).clamp(0, 150)
         if not (box[0, 2] > box[0, 0] and box[0, 3] > box[0, 1]):
             continue
-        assert (location_targets(box, sizes, strides) == 1).any()
+        assert (location_targets(box, sizes, strides, rule=rule) == 1).any()
+
+
+def level_found(box, base, levels):
+    """The level that location_targets gives a box: the one of its centre. Strides are such that sigma strides[0] is
+    ``base``, exactly."""
+    labels = location_targets(box[None], [(1, 1)] * levels, [1.0] * levels, sigma=base)
+    (level,) = (labels == 1).nonzero().flatten().tolist()
+    return level
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_level_of_a_box_is_exact_at_ties(dtype):
+    """Half a level goes up; one unit in the last place below it does not."""
+    assert level_found(torch.tensor([0, 0, 32, 1024], dtype=dtype), 64.0, 8) == 2
+    ties = 0
+    for _ in range(400):
+        base = random.choice(
+            [64.0, 32.0, 10.0, 48.0, 0.75, 3 * 2.0**-40, 6.0 * 2**200 if dtype == torch.float64 else 6.0]
+        )
+        level = random.randrange(1, 8)
+        # 2 w h = base^2 4^level
+        part = random.choice([1.0, 2.0, 3.0, 5.0, 0.25, 1024.0])
+        width, height = base * 2**level * part, base * 2**level / (2 * part)
+        corner = torch.randint(-3, 4, (2,)).tolist() if base > 0.1 else [0, 0]
+        box = torch.tensor([*corner, corner[0] + width, corner[1] + height], dtype=dtype)
+        side = random.choice([2, 3])
+        towards = random.choice([-math.inf, None, math.inf])
+        if towards is not None:
+            box[side] = torch.nextafter(box[side], torch.tensor(towards, dtype=dtype))
+        exact = reference.level_of_box(box, base, 8)
+        assert level_found(box, base, 8) == exact
+        w, h = (Fraction(float(box[i + 2]) - float(box[i])) for i in (0, 1))
+        ties += 2 * w * h == Fraction(base) ** 2 * 4**level
+    assert ties > 80
+
+
+@pytest.mark.usefixtures("device")
+def test_level_of_boxes_whose_area_no_number_holds():
+    def level(width, height, base):
+        return level_found(torch.tensor([0, 0, width, height], dtype=torch.float64), base, 8)
+
+    assert level(1e200, 1e200, 64.0) == 7 and level(1e-200, 1e-200, 64.0) == 0
+    assert level(2.0**900, 2.0**-901, 0.25) == 2 and level(2.0**900, 2.0**-901, 0.25 + 2.0**-54) == 1
+    assert level(2.0**600, 2.0**601, 2.0**600) == 1 and level(2.0**600, 2.0**600, 2.0**600) == 0
+    assert level(math.inf, 1e-300, 1e300) == 7
 
 
 @pytest.mark.usefixtures("device")
@@ -315,6 +549,20 @@ BAD_CALLS = [
         r"ignore_from: expected a number in \(0, 1\], got 0",
     ),
     (location_targets, (torch.zeros(3, 4), [(4, 4)], [8], 0.5, 0.2), {}, "center_ratio: expected 0 <= center_ratio"),
+    (location_targets, ONE_LEVEL, {"rule": "mmdet"}, "rule: expected 'paper' or 'release', got 'mmdet'"),
+    (
+        location_targets,
+        (torch.zeros(3, 4), [(4, 4)], [1e308]),
+        {},
+        r"sigma: expected a .* sigma \* strides\[0\], got inf",
+    ),
+    (viou_match, ONE_LEVEL, {"low_quality_from": -0.1}, r"low_quality_from: expected None or a number in \[0, 1\]"),
+    (
+        iou_match,
+        (torch.zeros(3, 4), torch.zeros(3, 4)),
+        {"low_quality_from": math.nan},
+        r"low_quality_from: expected None or a number in \[0, 1\], got nan",
+    ),
 ]
 
 
@@ -322,3 +570,45 @@ BAD_CALLS = [
 def test_bad_arguments_are_named(function, args, kwargs, message):
     with pytest.raises((RuntimeError, ValueError), match=message):
         function(*args, **kwargs)
+
+
+BIG = 2**63 - 1
+ONE_BOX = torch.tensor([[1.0, 2.0, 20.0, 30.0]])
+LEVEL = [4], [4], [8.0]
+WILD_COUNTS = [[BIG, BIG, 3], [BIG, -BIG, 1], [2**62] * 4 + [1], [-1, 2, 0], [1, 0, 2], [BIG, 2, BIG], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("counts", WILD_COUNTS)
+def test_counts_that_do_not_add_up(counts):
+    """Their sum in 64 bits does, for some of them: through the raw operators, whose counts Python has not made."""
+    ops, boxes = torch.ops.ga_scope, (ONE_BOX, counts)
+    none = ONE_BOX[:0], [0] * len(counts)
+    one = ONE_BOX, [1] + [0] * (len(counts) - 1)
+    calls = [
+        ("viou_match", "gt_counts", (*boxes, *none, *LEVEL, None, None, 0.5, 0.0, 0.0)),
+        ("viou_match", "ignore_counts", (*one, *boxes, *LEVEL, None, None, 0.5, 0.0, 0.0)),
+        ("iou_match", "counts", (*boxes, *one, *none, 0.5, 0.0)),
+        ("iou_match", "gt_counts", (*one, *boxes, *none, 0.5, 0.0)),
+        ("iou_match", "ignore_counts", (*one, *one, *boxes, 0.5, 0.0)),
+        ("location_targets", "gt_counts", (*boxes, *none, *LEVEL, 8.0, 0.2, 0.5, 0.5, False)),
+        ("location_targets", "ignore_counts", (*one, *boxes, *LEVEL, 8.0, 0.2, 0.5, 0.5, True)),
+    ]
+    for name, argument, arguments in calls:
+        with pytest.raises(
+            RuntimeError, match=f"{name}: {argument}: expected counts that add up to 1, got .*{counts[0]}"
+        ):
+            getattr(ops, name)(*arguments)
+
+
+def test_more_locations_than_can_be_counted():
+    """Each level's, all levels', and all images' together."""
+    ops, images = torch.ops.ga_scope, 2**14
+    empty = ONE_BOX[:0], [0] * images
+    for sizes in (([2**30 - 1], [2**30 - 1], [8.0]), ([2**20] * 3, [2**19] * 3, [8.0] * 3), ([2**13], [2**13], [8.0])):
+        with pytest.raises(RuntimeError, match="viou_match: level_sizes: expected fewer than 2.40 locations"):
+            ops.viou_match(*empty, *empty, *sizes, None, None, 0.5, 0.0, 0.0)
+        with pytest.raises(RuntimeError, match="location_targets: level_sizes: expected fewer than 2.40 locations"):
+            ops.location_targets(*empty, *empty, *sizes, 8.0, 0.2, 0.5, 0.5, False)
+    shapes = torch.ones(1, 1, 1).expand(1, 2**45, 2)
+    with pytest.raises(RuntimeError, match="viou_match: shapes: expected fewer than 2.40 shapes, got 35184372088832"):
+        ops.viou_match(ONE_BOX, [1], ONE_BOX[:0], [0], *LEVEL, shapes, None, 0.5, 0.0, 0.0)

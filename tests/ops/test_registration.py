@@ -39,10 +39,11 @@ def sample_calls():
     boxes = torch.tensor([[1.0, 2, 20, 30], [4, 4, 9, 9], [0, 0, 31, 31]])
     levels = [4, 2], [5, 3], [8.0, 16.0]
     crowds = boxes[1:], [0, 2]
-    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, None, None, 0.5, 0.0)
-    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3)
-    yield OPS.iou_match, (boxes, [3], boxes[:2], [2], boxes[:0], [0], 0.5)
-    yield OPS.location_targets, (boxes, [0, 3], *crowds, *levels, 8.0, 0.2, 0.5, 0.5)
+    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, None, None, 0.5, 0.0, 0.0)
+    yield OPS.viou_match, (boxes, [2, 1], *crowds, *levels, torch.rand(2, 5, 2) * 64, None, 0.5, 0.3, None)
+    yield OPS.iou_match, (boxes, [3], boxes[:2], [2], boxes[:0], [0], 0.5, 0.3)
+    for rounded in (False, True):
+        yield OPS.location_targets, (boxes, [0, 3], *crowds, *levels, 8.0, 0.2, 0.5, 0.5, rounded)
     yield OPS.nms_mask, (boxes[None], None, None, 0.5)
     yield OPS.nms_mask, (boxes[None], torch.tensor([[0, 1, 0]]), torch.tensor([[True, True, False]]), 0.1)
 

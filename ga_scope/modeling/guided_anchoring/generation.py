@@ -1,11 +1,13 @@
 """What every detector on guided anchors shares: which locations are active, what the branches learn."""
 
-import torch
 from torch import Tensor, nn
 
 from ..box_coding import center_size
+from ..locations import LocationList
 from ..losses import positives_per_process
 from ..pyramid import Pyramid
+from ..results import AnchorMaps
+from ..targets import Targets
 from .anchors import AnchorShapes, FixedShapes
 from .losses import center_loss, location_loss, shape_loss
 from .selection import LocationSelection
@@ -23,6 +25,8 @@ class AnchorGeneration(nn.Module):
         shapes, selection, location_targets, shape_targets: see there.
         cell_offset: 1/2 (section 3.1), or 0 for the paper's release.
         focal_alpha, focal_gamma, outside_weight, shape_beta: of the location and shape losses.
+        shape_divisor: of the shape loss: ``"positives"``, their number, so that it is the mean of Eq. 6; or
+            ``"sample"``, as the release, the size of the sample that they were drawn in.
         location_weight, shape_weight: lambda_1 and lambda_2 of Eq. 4.
     """
 
@@ -40,6 +44,7 @@ class AnchorGeneration(nn.Module):
         focal_gamma: float = 2.0,
         outside_weight: float = 0.1,
         shape_beta: float = 0.2,
+        shape_divisor: str = "positives",
         location_weight: float = 1.0,
         shape_weight: float = 0.1,
     ):
@@ -53,50 +58,31 @@ class AnchorGeneration(nn.Module):
         self.shape_targets = shape_targets or ShapeTargets(sigma=sigma)
         self.cell_offset = cell_offset
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.outside_weight, self.shape_beta = outside_weight, shape_beta
+        if shape_divisor not in ("positives", "sample"):
+            raise ValueError(f"shape_divisor: expected 'positives' or 'sample', got {shape_divisor!r}")
+        self.outside_weight, self.shape_beta, self.shape_divisor = outside_weight, shape_beta, shape_divisor
         self.location_weight, self.shape_weight = location_weight, shape_weight
-        self._active_counts: Tensor | None = None
-        # Of the last forward: the locations that an image has.
-        self.locations_per_image = 0
 
-    @property
-    def anchors_per_image(self) -> list[int]:
-        """Anchors at active locations of every image of the last forward. Waits for the device."""
-        counts = [] if self._active_counts is None else self._active_counts.tolist()
-        return [count * self.shapes.per_location for count in counts]
+    def choose(
+        self, pyramid: Pyramid, location_logits: Tensor | None, fixed_size: bool, selection: LocationSelection
+    ) -> LocationList:
+        """The active locations: those that the data gives, or of ``fixed_size`` (:meth:`LocationSelection.budgeted`).
 
-    def active_locations(
-        self, pyramid: Pyramid, location_logits: Tensor | None, selection: LocationSelection
-    ) -> Tensor:
-        """The active locations (A,), all of them without a location branch; counts them."""
-        if location_logits is None:
-            active = torch.arange(pyramid.images * pyramid.locations, device=self._device)
-        else:
-            active = selection(pyramid, location_logits.detach().float().sigmoid())
-        borders = torch.arange(pyramid.images + 1, device=active.device) * pyramid.locations
-        self._active_counts = torch.searchsorted(active, borders).diff()
-        self.locations_per_image = pyramid.locations
-        return active
-
-    def budgeted_locations(self, pyramid: Pyramid, location_logits: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
-        """The selection's locations as many as its budget allows: a number that follows from the maps' sizes alone.
-
-        Returns:
-            flat indices (N, A), ascending; which of them are active, (N, A) bool; how many of the A are on each level.
-
-        Raises:
-            ValueError: if the selection has no budget.
+        Without a location branch all are.
         """
         if location_logits is None:
-            everything = torch.arange(pyramid.images * pyramid.locations, device=self._device)
-            everything = everything.view(pyramid.images, pyramid.locations)
-            return everything, torch.ones_like(everything, dtype=torch.bool), pyramid.counts
-        if not self.selection.topk:
-            raise ValueError("selection: expected a budget (topk above 0), which fixes the number of locations, got 0")
+            return LocationList.all(pyramid, self._device)
         probability = location_logits.detach().float().sigmoid()
-        chosen = self.selection.best(pyramid, probability)
-        active = probability.flatten()[chosen] >= self.selection.threshold
-        return chosen, active, self.selection.counts(pyramid)
+        if fixed_size:
+            return selection.budgeted(pyramid, probability)
+        return LocationList.listed(pyramid, selection.active(pyramid, probability))
+
+    def _maps(self, pyramid: Pyramid, location_logits, shape_deltas, active: Tensor, boxes: Tensor) -> AnchorMaps:
+        if location_logits is None:
+            probability = shape_deltas.new_ones(shape_deltas.shape[:2])
+        else:
+            probability = location_logits.float().sigmoid()
+        return AnchorMaps(pyramid, probability, self.shapes.decode(pyramid, shape_deltas), active, boxes)
 
     @property
     def _device(self):
@@ -107,8 +93,7 @@ class AnchorGeneration(nn.Module):
         pyramid: Pyramid,
         location_logits,
         shape_deltas: Tensor,
-        gt_boxes: list[Tensor],
-        ignore_boxes: list[Tensor] | None,
+        targets: Targets,
     ):
         """L_loc and L_shape of Eq. 4 with their weights, as far as the head has the branches.
 
@@ -116,16 +101,18 @@ class AnchorGeneration(nn.Module):
         """
         losses = {}
         if location_logits is not None:
-            labels = self.location_targets(pyramid, gt_boxes, ignore_boxes)
+            labels = self.location_targets(pyramid, targets.boxes, targets.ignore)
             loss = location_loss(location_logits, labels, self.focal_alpha, self.focal_gamma, self.outside_weight)
             losses["loss_anchor_location"] = self.location_weight * loss
         if self.shapes.columns:
-            samples = self.shape_targets(pyramid, gt_boxes)
+            samples = self.shape_targets(pyramid, targets.boxes)
             deltas = shape_deltas.flatten(0, 1)[samples.locations]
             centers, sides = center_size(self.shapes.decode(pyramid, deltas, samples.locations))
             loss = shape_loss(sides, samples.gt_sides, self.shape_beta)
-            if self.shapes.centers:
+            if self.shapes.centers or self.shape_divisor == "sample":
+                # The release has it for fixed centres, too: a constant.
                 loss = loss + center_loss(centers, samples.gt_boxes, self.shape_beta)
-            divisor = positives_per_process(len(loss), loss.device)
+            counted = samples.sampled if self.shape_divisor == "sample" else len(loss)
+            divisor = positives_per_process(counted, loss.device)
             losses["loss_anchor_shape"] = self.shape_weight * loss.sum() / divisor
         return losses

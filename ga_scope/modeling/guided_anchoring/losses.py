@@ -34,7 +34,8 @@ def shape_loss(sides: Tensor, gt_sides: Tensor, beta: float = 0.2) -> Tensor:
 def center_loss(centers: Tensor, gt_boxes: Tensor, beta: float = 0.2) -> Tensor:
     """Bounded IoU loss (L,) of centres: what a shift of dx leaves of the overlap, (wg - 2 |dx|) / (wg + 2 |dx|).
 
-    Tychsen-Smith and Petersson 2018, Eq. 6; beside :func:`shape_loss` where centres are predicted (Table 6).
+    Tychsen-Smith and Petersson 2018, Eq. 6; beside :func:`shape_loss` where centres are predicted (Table 6). The
+    release adds it where they are not, for the locations' own points: constants, without a gradient.
     ``centers`` (L, 2), ``gt_boxes`` (L, 4).
     """
     gt_centers, gt_sides = center_size(gt_boxes)

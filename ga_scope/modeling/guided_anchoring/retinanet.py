@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ...ops import MaskedConv2d, iou_match
 from ..box_coding import BoxCoder
-from ..detections import Detections, select_candidates, select_detections
+from ..inference import best_classes, select_detections
 from ..layers import initialise, tower
+from ..locations import LocationList
 from ..losses import positives_per_process, sigmoid_focal_loss, smooth_l1_loss
-from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
+from ..results import Results, size_tensor
 from ..sampling import IGNORED, POSITIVE, label_matches
+from ..targets import Targets, needed
 from .adaption import FeatureAdaption
 from .generation import AnchorGeneration
 from .head import location_branch, shape_branch
@@ -44,12 +46,13 @@ class Branch(nn.Module):
         self.predict = MaskedConv2d(channels, outputs, 3, padding=REACH)
         initialise(self.predict)
 
-    def forward(self, pyramid: Pyramid, features: list[Tensor], shape_deltas: Tensor, locations: Tensor, grown=None):
+    def forward(
+        self, pyramid: Pyramid, features: list[Tensor], shape_deltas: Tensor, locations: Tensor, grown: Tensor
+    ) -> Tensor:
         """(L, outputs); ``shape_deltas`` (N, P, columns) detached, of all locations.
 
-        ``grown`` lists at least the locations within reach of the listed ones, repeats allowed; by default each once.
+        ``grown`` lists at least the locations within reach of the listed ones, repeats allowed.
         """
-        grown = pyramid.grow(locations, REACH) if grown is None else grown
         adapted = self.adaption(features, shape_deltas.flatten(0, 1)[grown], grown)
         # Zero where it was not computed: never within reach of a listed location.
         return self.predict(pyramid.scatter(adapted, grown), locations=locations)
@@ -96,14 +99,14 @@ class GuidedAnchorRetinaHead(nn.Module):
         location = pyramid.flatten([self.location(f) for f in towers.classification]).squeeze(2)
         return towers, location, pyramid.flatten([self.shape(f) for f in towers.regression])
 
-    def classify(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown=None):
+    def classify(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown: Tensor):
         """Class logits (L, classes) at the locations; no gradient flows into the shapes (section 3.3).
 
         ``grown`` as :class:`Branch` takes it.
         """
         return self.classification(pyramid, towers.classification, shape_deltas.detach(), locations, grown)
 
-    def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown=None):
+    def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown: Tensor):
         """Box deltas (L, 4) at the locations."""
         return self.regression(pyramid, towers.regression, shape_deltas.detach(), locations, grown)
 
@@ -117,8 +120,8 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
     Args:
         head, strides, **generation: see :class:`AnchorGeneration`.
         box_coder: of the deltas from anchor to box.
-        iou_thresholds: (negative below, positive from) of the anchors' IoU with a box. A box's best anchor is
-            positive from ``low_quality_iou`` on.
+        iou_thresholds: (negative below, positive from) of the anchors' IoU with a box. A box's best anchors
+            are positive from ``low_quality_iou`` on.
         class_alpha, class_gamma: of the classes' focal loss.
         smooth_l1_beta: of the box loss.
         score_thresh, topk_candidates, nms_thresh, detections_per_image: of the inference, as RetinaNet's.
@@ -152,119 +155,78 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
     def forward(
         self,
         features: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-        gt_boxes: list[Tensor] | None = None,
-        gt_classes: list[Tensor] | None = None,
-        ignore_boxes: list[Tensor] | None = None,
-    ) -> tuple[list[Detections], dict[str, Tensor]]:
-        """In inference the detections of every image and no losses; in training no detections and the losses.
+        image_sizes,
+        targets: Targets | None = None,
+        *,
+        fixed_size: bool = False,
+        maps: bool = False,
+    ) -> Results:
+        """In inference the detections of every image, in training the losses.
 
         Args:
             features: (N, C, H_l, W_l) per level.
-            image_sizes: (height, width) of every image without its padding.
-            gt_boxes, gt_classes: (G, 4) and (G,) from 0, per image, in training.
-            ignore_boxes: (B, 4) per image, crowd regions: nothing inside them is a negative. Default: none.
+            image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
+            targets: boxes and classes of every image, in training.
+            fixed_size, maps: as :meth:`GuidedAnchorRPN.forward`.
         """
         pyramid = Pyramid.of(features, self.strides, self.cell_offset)
         towers, location_logits, shape_deltas = self.head.generate(pyramid, features)
-        if not self.training:
-            return self._detections(pyramid, towers, location_logits, shape_deltas, image_sizes), {}
-        if gt_boxes is None or gt_classes is None:
-            raise ValueError("gt_boxes, gt_classes: expected those of every image in training, got None")
-        gt_boxes = [boxes.float() for boxes in gt_boxes]
-        ignore_boxes = ignore_boxes and [boxes.float() for boxes in ignore_boxes]
-        classes = torch.cat(gt_classes)
-        return [], self._losses(pyramid, towers, location_logits, shape_deltas, gt_boxes, classes, ignore_boxes)
+        if self.training:
+            losses = self._losses(pyramid, towers, location_logits, shape_deltas, needed(targets, classes=True))
+            return Results(losses, locations=pyramid.locations)
+        sizes = size_tensor(image_sizes, shape_deltas.device)
+        with torch.no_grad():
+            return self._inference(pyramid, towers, location_logits, shape_deltas, sizes, fixed_size, maps)
 
-    @torch.no_grad()
-    def _detections(self, pyramid, towers, location_logits, shape_deltas, image_sizes):
-        active = self.active_locations(pyramid, location_logits, self.selection)
-        scores = self.head.classify(pyramid, towers, shape_deltas, active).float().sigmoid()
-        place = active % pyramid.locations
-        levels = pyramid.per_level(range(len(self.strides)), active.device, torch.int64)[place]
-        images = active // pyramid.locations
+    def _inference(self, pyramid, towers, location_logits, shape_deltas, sizes, fixed_size, maps):
+        locations = self.choose(pyramid, location_logits, fixed_size, self.selection)
+        logits = self.head.classify(pyramid, towers, shape_deltas, locations.indices, locations.grown(REACH))
         # Candidates are chosen first, so that boxes are regressed only for them.
-        rows, classes = select_candidates(
-            scores, images * len(self.strides) + levels, self.score_thresh, self.topk_candidates
-        )
-        needed, row_of = rows.unique(return_inverse=True)
-        chosen = active[needed]
-        deltas = self.head.regress(pyramid, towers, shape_deltas, chosen).float()
-        anchors = self.shapes.decode(pyramid, shape_deltas.flatten(0, 1)[chosen], chosen)
-        boxes = self.box_coder.decode(anchors, deltas)[row_of]
-        found = []
-        for image, size in enumerate(image_sizes):
-            of_image = (images[rows] == image).nonzero()[:, 0]
-            found.append(
-                select_detections(
-                    boxes[of_image],
-                    scores[rows[of_image], classes[of_image]],
-                    classes[of_image],
-                    size,
-                    self.nms_thresh,
-                    self.detections_per_image,
-                )
-            )
-        return found
-
-    @torch.no_grad()
-    def padded_detections(self, features: list[Tensor], image_sizes: Tensor) -> PaddedDetections:
-        """The detections of inference in tensors whose sizes follow from the features' alone; the device is not waited
-        for (:mod:`ga_scope.modeling.padded`).
-
-        Args:
-            features: (N, C, H_l, W_l) per level.
-            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
-
-        Raises:
-            ValueError: if :attr:`selection` has no budget (``MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST``).
-        """
-        pyramid = Pyramid.of(features, self.strides, self.cell_offset)
-        towers, location_logits, shape_deltas = self.head.generate(pyramid, features)
-        chosen, active, counts = self.budgeted_locations(pyramid, location_logits)
-        locations, images = chosen.flatten(), pyramid.images
-        grown = pyramid.around(locations, REACH).flatten()
-        if len(grown) >= images * pyramid.locations:  # without the repeats it is less to adapt all
-            grown = torch.arange(images * pyramid.locations, device=locations.device)
-        scores = self.head.classify(pyramid, towers, shape_deltas, locations, grown).float().sigmoid()
-        deltas = self.head.regress(pyramid, towers, shape_deltas, locations, grown).float()
-        anchors = self.shapes.decode(pyramid, shape_deltas.flatten(0, 1)[locations], locations)
-        boxes = self.box_coder.decode(anchors, deltas).view(images, -1, 4)
-        scores = scores.view(images, -1, scores.shape[1])
-        scores = scores.masked_fill(~(active[..., None] & (scores > self.score_thresh)), 0)
-        best, first = [], 0
-        for part, count in zip(scores.split(counts, 1), counts):
-            top = part.flatten(1).topk(min(self.topk_candidates, part[0].numel()), 1)
-            best.append((top.values, top.indices + first * scores.shape[2]))
-            first += count
-        values, candidates = (torch.cat(parts, 1) for parts in zip(*best))
-        rows, classes = candidates // scores.shape[2], candidates % scores.shape[2]
-        return pad_detections(
-            boxes.gather(1, rows[..., None].expand(-1, -1, 4)),
-            values,
+        rows, scores, classes = best_classes(locations, logits, self.topk_candidates, self.score_thresh)
+        chosen, place = locations.those(rows, scores > 0)
+        boxes = self._boxes(pyramid, towers, shape_deltas, chosen)
+        detections = select_detections(
+            boxes[place],
+            scores,
             classes,
-            image_sizes,
+            locations.places[rows],
+            sizes,
             nms_thresh=self.nms_thresh,
             most=self.detections_per_image,
+            clip_first=False,
         )
+        found = Results(detections=detections, anchors=locations.count(), locations=pyramid.locations)
+        if maps:
+            boxes = self._boxes(pyramid, towers, shape_deltas, locations)
+            found.maps = self._maps(pyramid, location_logits, shape_deltas, locations.indices, boxes)
+        return found
 
-    def _losses(self, pyramid, towers, location_logits, shape_deltas, gt_boxes, gt_classes, ignore_boxes):
-        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes, ignore_boxes)
+    def _boxes(self, pyramid, towers, shape_deltas, locations: LocationList):
+        """Boxes (L, 4) of the anchors at the locations."""
+        indices = locations.indices
+        deltas = self.head.regress(pyramid, towers, shape_deltas, indices, locations.grown(REACH)).float()
+        anchors = self.shapes.decode(pyramid, shape_deltas.flatten(0, 1)[indices], indices)
+        return self.box_coder.decode(anchors, deltas)
+
+    def _losses(self, pyramid, towers, location_logits, shape_deltas, targets):
+        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, targets)
         anchors = self.shapes.decode(pyramid, shape_deltas.detach())
-        match = iou_match(list(anchors), gt_boxes, ignore_boxes=ignore_boxes)
-        labels, index = label_matches(match, *self.iou_thresholds, self.low_quality_iou)
+        least = self.low_quality_iou
+        match = iou_match(list(anchors), targets.boxes, low_quality_from=least, ignore_boxes=targets.ignore)
+        labels, index = label_matches(match, *self.iou_thresholds, least)
         positives, counted = (labels == POSITIVE).nonzero()[:, 0], (labels != IGNORED).nonzero()[:, 0]
         normalizer = positives_per_process(len(positives), labels.device)
 
-        logits = self.head.classify(
-            pyramid, towers, shape_deltas, torch.arange(len(labels), device=labels.device)
-        ).float()
-        targets = torch.zeros_like(logits)
-        targets[positives, gt_classes[index[positives]]] = 1
-        loss = sigmoid_focal_loss(logits[counted], targets[counted], self.class_alpha, self.class_gamma)
+        everywhere = torch.arange(len(labels), device=labels.device)
+        logits = self.head.classify(pyramid, towers, shape_deltas, everywhere, everywhere).float()
+        classes = torch.zeros_like(logits)
+        classes[positives, torch.cat(targets.classes)[index[positives]]] = 1
+        loss = sigmoid_focal_loss(logits[counted], classes[counted], self.class_alpha, self.class_gamma)
         losses["loss_cls"] = loss.sum() / normalizer
 
-        deltas = self.head.regress(pyramid, towers, shape_deltas, positives).float()
-        encoded = self.box_coder.encode(anchors.flatten(0, 1)[positives], torch.cat(gt_boxes)[index[positives]])
+        grown = pyramid.grow(positives, REACH)
+        deltas = self.head.regress(pyramid, towers, shape_deltas, positives, grown).float()
+        boxes = torch.cat(targets.boxes)[index[positives]]
+        encoded = self.box_coder.encode(anchors.flatten(0, 1)[positives], boxes)
         losses["loss_box_reg"] = smooth_l1_loss(deltas - encoded, self.smooth_l1_beta).sum() / normalizer
         return losses

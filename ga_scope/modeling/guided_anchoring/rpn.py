@@ -6,11 +6,13 @@ from torch import Tensor
 
 from ...ops import iou_match
 from ..box_coding import BoxCoder
+from ..inference import best_rows, select_proposals
+from ..locations import LocationList
 from ..losses import smooth_l1_loss
-from ..padded import PaddedProposals, pad_proposals
-from ..proposals import Proposals, select_proposals
 from ..pyramid import Pyramid
+from ..results import Results, size_tensor
 from ..sampling import label_matches, sample_labels
+from ..targets import Targets, needed
 from .generation import AnchorGeneration
 from .head import GuidedAnchorHead
 from .selection import LocationSelection
@@ -30,7 +32,7 @@ class GuidedAnchorRPN(AnchorGeneration):
         training_selection: of the locations that make proposals in training.
         box_coder: of the deltas from anchor to box.
         iou_thresholds: (negative below, positive from) of the anchors' IoU with a box.
-        low_quality_iou: a box's best anchor is positive from this IoU on.
+        low_quality_iou: a box's best anchors are positive from this IoU on.
         per_image, positive_fraction: sample of the anchors for the objectness and box losses.
         smooth_l1_beta: of the box loss.
         objectness_weight, box_weight: of L_cls and L_reg.
@@ -74,116 +76,102 @@ class GuidedAnchorRPN(AnchorGeneration):
     def forward(
         self,
         features: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-        gt_boxes: list[Tensor] | None = None,
-        ignore_boxes: list[Tensor] | None = None,
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """Proposals of every image (detached), and the losses where ``gt_boxes`` are given in training.
+        image_sizes,
+        targets: Targets | None = None,
+        *,
+        fixed_size: bool = False,
+        maps: bool = False,
+    ) -> Results:
+        """Proposals of every image (detached), and the losses in training.
 
         Args:
             features: (N, C, H_l, W_l) per level.
-            image_sizes: (height, width) of every image without its padding.
-            gt_boxes: (G, 4) per image.
-            ignore_boxes: (B, 4) per image, crowd regions: nothing inside them is a negative. Default: none.
+            image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
+            targets: boxes of every image, in training.
+            fixed_size: every size of the results follows from the features' sizes, and the device is not waited for
+                (:mod:`ga_scope.modeling.locations`).
+            maps: the results have their :class:`AnchorMaps`, in inference.
+
+        Raises:
+            ValueError: with ``fixed_size`` if :attr:`selection` has no budget
+                (``MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST``).
         """
         pyramid = Pyramid.of(features, self.strides, self.cell_offset)
         features, location_logits, shape_deltas = self.head.generate(pyramid, features)
-        losses, sampled = {}, None
-        if self.training:
-            if gt_boxes is None:
-                raise ValueError("gt_boxes: expected the boxes of every image in training, got None")
-            gt_boxes = [boxes.float() for boxes in gt_boxes]
-            ignore_boxes = ignore_boxes and [boxes.float() for boxes in ignore_boxes]
-            losses, sampled = self._losses(pyramid, features, location_logits, shape_deltas, gt_boxes, ignore_boxes)
-            if not self.proposals_in_training:
-                self._active_counts = None  # none were chosen
-                empty = shape_deltas.new_zeros(0, 4, dtype=torch.float32)
-                return [Proposals(empty, empty[:, 0]) for _ in image_sizes], losses
-        with torch.no_grad():
-            proposals = self._proposals(pyramid, features, location_logits, shape_deltas, image_sizes, sampled)
-        return proposals, losses
+        sizes = size_tensor(image_sizes, shape_deltas.device)
+        if not self.training:
+            with torch.no_grad():
+                return self._inference(pyramid, features, location_logits, shape_deltas, sizes, fixed_size, maps)
+        losses, sampled = self._losses(pyramid, features, location_logits, shape_deltas, needed(targets))
+        results = Results(losses, locations=pyramid.locations)
+        if self.proposals_in_training:
+            with torch.no_grad():
+                anchors, boxes, logits, active = self._active_and_sampled(
+                    pyramid, features, location_logits, shape_deltas, sampled
+                )
+                results.proposals = self._select(anchors, boxes, logits, sizes)
+                results.anchors = active * self.shapes.per_location
+        return results
 
     # ---- proposals ------------------------------------------------------------------------------
 
-    def _proposals(self, pyramid, features, location_logits, shape_deltas, image_sizes, sampled):
-        active = self.active_locations(
-            pyramid, location_logits, self.training_selection if self.training else self.selection
+    def _inference(self, pyramid, features, location_logits, shape_deltas, sizes, fixed_size, maps):
+        locations = self.choose(pyramid, location_logits, fixed_size, self.selection)
+        boxes, logits = self._boxes(pyramid, features, shape_deltas, locations.indices)
+        anchors = locations.repeat(self.shapes.per_location)
+        return Results(
+            proposals=self._select(anchors, boxes, logits, sizes),
+            anchors=anchors.count(),
+            locations=pyramid.locations,
+            maps=self._maps(pyramid, location_logits, shape_deltas, locations.indices, boxes) if maps else None,
         )
-        deltas = shape_deltas.flatten(0, 1)[active]
-        logits, box_deltas = self.head.predict(features, deltas, active)
-        anchors = self.shapes.decode(pyramid, deltas, active)
-        locations = active.repeat_interleave(self.shapes.per_location)
-        if sampled is not None:  # their predictions are there already, and they hold the positives
-            of_sample = [item.detach() for item in sampled]
-            locations, anchors, logits, box_deltas = (
-                torch.cat(pair) for pair in zip((locations, anchors, logits, box_deltas), of_sample)
-            )
-        boxes, logits = self.box_coder.decode(anchors, box_deltas.float()), logits.float()
-        levels = pyramid.per_level(range(len(self.strides)), boxes.device, torch.int64)[locations % pyramid.locations]
-        images = locations // pyramid.locations
-        mode = 0 if self.training else 1
-        proposals = []
-        for image, size in enumerate(image_sizes):
-            of_image = (images == image).nonzero()[:, 0]
-            proposals.append(
-                select_proposals(
-                    boxes[of_image],
-                    logits[of_image],
-                    levels[of_image],
-                    size,
-                    pre_nms_topk=self.pre_nms_topk[mode],
-                    post_nms_topk=self.post_nms_topk[mode],
-                    nms_thresh=self.nms_thresh,
-                    min_size=self.min_size,
-                )
-            )
-        return proposals
 
-    @torch.no_grad()
-    def padded_proposals(self, features: list[Tensor], image_sizes: Tensor) -> PaddedProposals:
-        """The proposals of inference in tensors whose sizes follow from the features' alone; the device is not waited
-        for (:mod:`ga_scope.modeling.padded`).
-
-        Args:
-            features: (N, C, H_l, W_l) per level.
-            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
-
-        Raises:
-            ValueError: if :attr:`selection` has no budget (``MODEL.GUIDED_ANCHORING.LOCATION.TOPK_TEST``).
-        """
-        pyramid = Pyramid.of(features, self.strides, self.cell_offset)
-        features, location_logits, shape_deltas = self.head.generate(pyramid, features)
-        chosen, active, counts = self.budgeted_locations(pyramid, location_logits)
-        locations, k = chosen.flatten(), self.shapes.per_location
+    def _boxes(self, pyramid, features, shape_deltas, locations):
+        """Boxes (L * K, 4) and logits (L * K,) of the anchors at locations (L,)."""
         deltas = shape_deltas.flatten(0, 1)[locations]
         logits, box_deltas = self.head.predict(features, deltas, locations)
-        boxes = self.box_coder.decode(self.shapes.decode(pyramid, deltas, locations), box_deltas.float())
-        return pad_proposals(
-            boxes.view(pyramid.images, -1, 4),
-            logits.float().view(pyramid.images, -1),
-            active.repeat_interleave(k, 1) if k > 1 else active,
-            [k * count for count in counts],
-            image_sizes,
-            pre_nms_topk=self.pre_nms_topk[1],
-            post_nms_topk=self.post_nms_topk[1],
+        anchors = self.shapes.decode(pyramid, deltas, locations)
+        return self.box_coder.decode(anchors, box_deltas.float()), logits.float()
+
+    def _active_and_sampled(self, pyramid, features, location_logits, shape_deltas, sampled):
+        """What makes proposals in training: the anchors at active locations, and the sampled ones, whose predictions
+        are there already and which hold the positives. With them the number of active locations per image.
+        """
+        locations = self.choose(pyramid, location_logits, False, self.training_selection)
+        boxes, logits = self._boxes(pyramid, features, shape_deltas, locations.indices)
+        at, sampled_anchors, sampled_logits, sampled_deltas = (item.detach() for item in sampled)
+        sampled_boxes = self.box_coder.decode(sampled_anchors, sampled_deltas.float())
+        indices, order = torch.cat([locations.repeat(self.shapes.per_location).indices, at]).sort(stable=True)
+        anchors = LocationList.listed(pyramid, indices)
+        boxes, logits = torch.cat([boxes, sampled_boxes])[order], torch.cat([logits, sampled_logits.float()])[order]
+        return anchors, boxes, logits, locations.count()
+
+    def _select(self, anchors: LocationList, boxes: Tensor, logits: Tensor, sizes: Tensor):
+        mode = 0 if self.training else 1
+        candidates = best_rows(anchors, logits, self.pre_nms_topk[mode])
+        return select_proposals(
+            candidates,
+            boxes[candidates.rows],
+            sizes,
+            post_nms_topk=self.post_nms_topk[mode],
             nms_thresh=self.nms_thresh,
             min_size=self.min_size,
         )
 
     # ---- losses ---------------------------------------------------------------------------------
 
-    def _losses(self, pyramid, features, location_logits, shape_deltas, gt_boxes, ignore_boxes):
+    def _losses(self, pyramid, features, location_logits, shape_deltas, targets):
         """The four losses of Eq. 4; and the sampled anchors' locations, boxes, logits and deltas."""
-        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, gt_boxes, ignore_boxes)
+        losses = self._anchor_losses(pyramid, location_logits, shape_deltas, targets)
         all_anchors = self.shapes.decode(pyramid, shape_deltas.detach())
-        positives, negatives, boxes = self._sample_anchors(all_anchors, gt_boxes, ignore_boxes)
+        positives, negatives, boxes = self._sample_anchors(all_anchors, targets)
         sampled = torch.cat([positives, negatives])
         anchors = all_anchors.flatten(0, 1)[sampled]
         locations, logits, box_deltas = self._predict_anchors(features, shape_deltas, sampled)
-        targets = torch.zeros_like(logits, dtype=torch.float32)
-        targets[: len(positives)] = 1
+        objects = torch.zeros_like(logits, dtype=torch.float32)
+        objects[: len(positives)] = 1
         encoded = self.box_coder.encode(anchors[: len(positives)], boxes)
-        objectness = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+        objectness = F.binary_cross_entropy_with_logits(logits.float(), objects, reduction="sum")
         box = smooth_l1_loss(box_deltas[: len(positives)].float() - encoded, self.smooth_l1_beta).sum()
         normalizer = self.per_image * pyramid.images
         losses["loss_rpn_cls"] = self.objectness_weight * objectness / normalizer
@@ -201,10 +189,11 @@ class GuidedAnchorRPN(AnchorGeneration):
         return locations, logits, deltas
 
     @torch.no_grad()
-    def _sample_anchors(self, anchors, gt_boxes, ignore_boxes):
+    def _sample_anchors(self, anchors, targets):
         """Sampled positive and negative anchors (indices over the batch), and the boxes of the positives."""
         negative, positive = self.iou_thresholds
-        match = iou_match(list(anchors), gt_boxes, ignore_boxes=ignore_boxes)
-        labels, index = label_matches(match, negative, positive, low_quality_from=self.low_quality_iou)
+        least = self.low_quality_iou
+        match = iou_match(list(anchors), targets.boxes, low_quality_from=least, ignore_boxes=targets.ignore)
+        labels, index = label_matches(match, negative, positive, low_quality_from=least)
         positives, negatives = sample_labels(labels.view(anchors.shape[:2]), self.per_image, self.positive_fraction)
-        return positives, negatives, torch.cat(gt_boxes)[index[positives]]
+        return positives, negatives, torch.cat(targets.boxes)[index[positives]]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..locations import LocationList
 from ..pyramid import Pyramid
 
 
@@ -25,25 +26,31 @@ class LocationSelection:
         if self.topk < 0:
             raise ValueError(f"topk: expected 0 (no budget) or a positive number, got {self.topk}")
 
-    def __call__(self, pyramid: Pyramid, probability: Tensor) -> Tensor:
-        """Active locations, (L,) int64, from probabilities (N, P): in ascending order per image and level."""
+    def active(self, pyramid: Pyramid, probability: Tensor) -> Tensor:
+        """The active locations, (A,) flat indices, ascending, from probabilities (N, P). Waits for the device."""
+        probability = probability.detach()
         if not self.topk:
             return (probability.flatten() >= self.threshold).nonzero()[:, 0]
         flat = self.best(pyramid, probability).flatten()
         return flat if self.threshold == 0 else flat[probability.flatten()[flat] >= self.threshold]
 
-    def counts(self, pyramid: Pyramid) -> list[int]:
-        """Locations of one image on every level that :meth:`best` chooses: all, or the budget."""
-        return [min(self.topk, count) for count in pyramid.counts]
+    def budgeted(self, pyramid: Pyramid, probability: Tensor) -> LocationList:
+        """The same locations among as many as the budget allows for: a number that the maps' sizes decide.
+
+        Raises:
+            ValueError: without a budget.
+        """
+        if not self.topk:
+            raise ValueError("selection: expected a budget (topk above 0), which fixes the number of locations, got 0")
+        chosen = self.best(pyramid, probability)
+        active = probability.flatten()[chosen] >= self.threshold
+        return LocationList.budget(pyramid, chosen, active, [min(self.topk, count) for count in pyramid.counts])
 
     def best(self, pyramid: Pyramid, probability: Tensor) -> Tensor:
-        """The budget's locations, whatever the threshold: flat indices (N, sum of :meth:`counts`), ascending.
-
-        Their number follows from the maps' sizes alone, and nothing waits for the device.
-        """
+        """The budget's locations, whatever the threshold: flat indices (N, B), ascending."""
         chosen, first = [], 0
-        for part, count, most in zip(probability.split(pyramid.counts, 1), pyramid.counts, self.counts(pyramid)):
-            chosen.append(part.topk(most, 1).indices.sort(1).values + first)
+        for part, count in zip(probability.split(pyramid.counts, 1), pyramid.counts):
+            chosen.append(part.topk(min(self.topk, count), 1).indices.sort(1).values + first)
             first += count
         image = torch.arange(pyramid.images, device=probability.device) * pyramid.locations
         return torch.cat(chosen, 1) + image[:, None]

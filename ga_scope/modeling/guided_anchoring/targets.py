@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...ops import location_targets, viou_match
+from ...ops.matching import LOCATION_RULES
 from ..pyramid import Pyramid
 from ..sampling import label_matches, sample_labels
 
@@ -14,13 +15,17 @@ class LocationTargets:
     """1 where an anchor should be, -1 where it does not matter, 0 elsewhere (:func:`ga_scope.ops.location_targets`).
 
     ``center_ratio`` is sigma_1 and ``ignore_ratio`` sigma_2 of the paper, ``sigma`` that of Eq. 2: it decides on
-    the level of a box.
+    the level of a box. ``rule``: ``"paper"``, or ``"release"`` for rounded, inclusive borders and boxes that overwrite
+    earlier ones.
     """
 
-    def __init__(self, center_ratio: float = 0.2, ignore_ratio: float = 0.5, sigma: float = 8.0):
+    def __init__(self, center_ratio: float = 0.2, ignore_ratio: float = 0.5, sigma: float = 8.0, rule: str = "paper"):
+        if rule not in LOCATION_RULES:
+            raise ValueError(f"rule: expected {' or '.join(map(repr, LOCATION_RULES))}, got {rule!r}")
         self.center_ratio = center_ratio
         self.ignore_ratio = ignore_ratio
         self.sigma = sigma
+        self.rule = rule
 
     def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor], ignore_boxes: list[Tensor] | None = None) -> Tensor:
         """(N, P) int8."""
@@ -32,16 +37,21 @@ class LocationTargets:
             self.ignore_ratio,
             self.sigma,
             cell_offset=pyramid.cell_offset,
+            rule=self.rule,
             ignore_boxes=ignore_boxes,
         )
         return labels.view(pyramid.images, pyramid.locations)
 
 
 class ShapeSamples(NamedTuple):
-    """Locations that the shape loss is computed at."""
+    """Locations that the shape loss is computed at, and what it may be divided by.
+
+    The loss has positives alone. Divided by their number, it is a mean; the release divides by ``sampled``.
+    """
 
     locations: Tensor  # (L,) int64
     gt_boxes: Tensor  # (L, 4) the matched box
+    sampled: int  # locations of the sample, L positives and the negatives
 
     @property
     def gt_sides(self) -> Tensor:
@@ -57,7 +67,7 @@ class ShapeTargets:
             default as in the paper; ``"exact"``: over all sides from ``size_range[0]`` to ``size_range[1]`` times
             ``sigma * s``.
         thresholds: vIoU below the first is negative, from the second positive.
-        low_quality_iou: a box's best location is positive from this vIoU on.
+        low_quality_iou: a box's best locations, all that tie, are positive from this vIoU on and learn that box.
         per_image, positive_fraction: size of the sample. Only positives have a loss.
     """
 
@@ -91,6 +101,7 @@ class ShapeTargets:
         base = [self.sigma * stride for stride in pyramid.strides]
         # Nothing below both is needed, so boxes out of reach are skipped.
         options = {"cell_offset": pyramid.cell_offset, "min_iou": min(negative, self.low_quality_iou)}
+        options["low_quality_from"] = self.low_quality_iou
         if self.mode == "sampled":
             options["shapes"] = like.new_tensor([[(b * w, b * h) for w, h in self.shapes] for b in base])
         else:
@@ -102,5 +113,6 @@ class ShapeTargets:
 
     def __call__(self, pyramid: Pyramid, gt_boxes: list[Tensor]) -> ShapeSamples:
         labels, index = self.labels(pyramid, gt_boxes)
-        positives, _ = sample_labels(labels, self.per_image, self.positive_fraction)
-        return ShapeSamples(positives, torch.cat(gt_boxes)[index.flatten()[positives]])
+        positives, negatives = sample_labels(labels, self.per_image, self.positive_fraction)
+        boxes = torch.cat(gt_boxes)[index.flatten()[positives]]
+        return ShapeSamples(positives, boxes, len(positives) + len(negatives))

@@ -4,7 +4,7 @@ from .bins import ScopeBins
 from .detector import ScopeDetector
 from .head import ScopeHead, ScopePredictions
 from .quality import DistributionQuality
-from .targets import LocationBoxes, ScopeTargets
+from .targets import LocationBoxes, ScopeTargets, ignored_locations
 
 __all__ = [
     "DistributionQuality",
@@ -14,4 +14,5 @@ __all__ = [
     "ScopeHead",
     "ScopePredictions",
     "ScopeTargets",
+    "ignored_locations",
 ]

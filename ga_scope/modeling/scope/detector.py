@@ -2,17 +2,17 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms
 
-from ..box_coding import clip_boxes
-from ..detections import Detections
+from ..inference import best_classes, select_detections
+from ..locations import LocationList
 from ..losses import positives_per_process, sigmoid_focal_loss
-from ..padded import PaddedDetections, pad_detections
 from ..pyramid import Pyramid
+from ..results import Results, ScopeMaps, size_tensor
+from ..targets import Targets, needed
 from .head import ScopeHead, ScopePredictions
 from .losses import bin_loss, box_loss, distance_iou
 from .quality import DistributionQuality, mean_of_maxima
-from .targets import ScopeTargets
+from .targets import ScopeTargets, ignored_locations
 
 # Shapes: N images, P locations of an image, C classes, B bins, L positive locations, K candidates.
 
@@ -72,27 +72,22 @@ class ScopeDetector(nn.Module):
         self.detections_per_image = detections_per_image
 
     def forward(
-        self,
-        features: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-        gt_boxes: list[Tensor] | None = None,
-        gt_classes: list[Tensor] | None = None,
-    ) -> tuple[list[Detections], dict[str, Tensor]]:
+        self, features: list[Tensor], image_sizes, targets: Targets | None = None, *, maps: bool = False
+    ) -> Results:
         """Detections of every image in inference; the losses in training.
 
         Args:
             features: (N, channels, H_l, W_l) per level.
-            image_sizes: (height, width) of every image without its padding.
-            gt_boxes, gt_classes: (G, 4) and (G,) per image.
+            image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
+            targets: boxes and classes of every image, in training.
+            maps: the results have their :class:`ScopeMaps`, in inference.
         """
         pyramid = Pyramid.of(features, self.strides)
         predictions = self.head(pyramid, features)
         if self.training:
-            if gt_boxes is None or gt_classes is None:
-                raise ValueError("gt_boxes, gt_classes: expected those of every image in training, got None")
-            gt_boxes = [boxes.to(predictions.borders.dtype) for boxes in gt_boxes]
-            return [], self.losses(pyramid, predictions, gt_boxes, gt_classes)
-        return [found for found, _ in self.detections(pyramid, predictions, image_sizes)], {}
+            return Results(self.losses(pyramid, predictions, needed(targets, classes=True)))
+        with torch.no_grad():
+            return self._inference(pyramid, predictions, size_tensor(image_sizes, predictions.borders.device), maps)
 
     # ---- inference ------------------------------------------------------------------------------
 
@@ -101,91 +96,56 @@ class ScopeDetector(nn.Module):
         probabilities = bin_logits.softmax(-1)
         return mean_of_maxima(probabilities) if self.quality is None else self.quality(probabilities).sigmoid()
 
-    @torch.no_grad()
-    def detections(
-        self, pyramid: Pyramid, predictions: ScopePredictions, image_sizes
-    ) -> list[tuple[Detections, Tensor]]:
-        """The detections of every image, and the locations (D,) of the image that they come from."""
-        boxes, scores, rows, classes = self._candidates(pyramid, predictions)
-        results = []
-        for image, size in enumerate(image_sizes):
-            clipped = clip_boxes(boxes[image], size)
-            kept = self._suppress(clipped, scores[image], classes[image], size)
-            found = Detections(clipped[kept], scores[image][kept], classes[image][kept])
-            results.append((found, rows[image][kept]))
-        return results
-
-    @torch.no_grad()
-    def padded_detections(self, features: list[Tensor], image_sizes: Tensor) -> PaddedDetections:
-        """The detections of inference in tensors whose sizes follow from the features' alone; the device is not waited
-        for (:mod:`ga_scope.modeling.padded`).
-
-        Args:
-            features: (N, channels, H_l, W_l) per level.
-            image_sizes: (N, 2), height and width of every image without its padding, on the features' device.
-        """
-        pyramid = Pyramid.of(features, self.strides)
-        boxes, scores, _, classes = self._candidates(pyramid, self.head(pyramid, features))
-        return pad_detections(
-            boxes,
+    def _inference(self, pyramid, predictions, sizes, maps):
+        localization = self.localization_score(predictions.bin_logits) if self.rescore else None
+        rows, scores, classes = best_classes(
+            LocationList.all(pyramid, sizes.device),
+            predictions.class_logits.flatten(0, 1),
+            self.topk,
+            self.score_thresh,
+            None if localization is None else localization.flatten(),
+        )
+        places = rows % pyramid.locations
+        detections = select_detections(
+            self._boxes(pyramid, predictions, rows, places),
             scores,
             classes,
-            image_sizes,
+            places,
+            sizes,
             nms_thresh=self.nms_thresh,
             most=self.detections_per_image,
             clip_first=True,
         )
+        found = Results(detections=detections, locations=pyramid.locations)
+        if maps:
+            if localization is None:
+                localization = torch.ones_like(predictions.class_logits[..., 0])
+            probabilities = predictions.bin_logits.softmax(-1)
+            found.maps = ScopeMaps(pyramid, predictions.class_logits, localization, probabilities)
+        return found
 
-    def _candidates(self, pyramid, predictions):
-        """The ``topk`` best of every level: boxes (N, K, 4) not clipped, scores (N, K), locations of the image (N, K),
-        classes (N, K). Where no more classes are above ``score_thresh`` the score is 0.
-        """
-        centers = pyramid.centers(predictions.borders.device)
-        strides = pyramid.per_level(self.strides, centers.device)
-        # The best class of a location decides whether any of its classes is among the best K of the level, so the
-        # other classes' probabilities are computed at K locations only, and boxes too.
-        best = predictions.class_logits.amax(-1).sigmoid()
-        localization = self.localization_score(predictions.bin_logits) if self.rescore else torch.ones_like(best)
-        best = best * localization
-        image = torch.arange(pyramid.images, device=centers.device)[:, None]
-        candidates, first = [], 0
-        for count in pyramid.counts:
-            rows = best[:, first : first + count].topk(min(self.topk, count), 1).indices + first
-            scores = predictions.class_logits[image, rows].sigmoid()
-            ranking = torch.where(scores > self.score_thresh, scores * localization[image, rows][..., None], 0)
-            classes = ranking.shape[2]
-            top = ranking.flatten(1).topk(min(self.topk, ranking.shape[1] * classes), 1)
-            candidates.append((top.values, rows.gather(1, top.indices // classes), top.indices % classes))
-            first += count
-        scores, rows, classes = (torch.cat(parts, 1) for parts in zip(*candidates))
-        bins = predictions.bin_logits[image, rows].argmax(-1)
-        distances = self.head.distances(predictions.borders[image, rows], bins) * strides[rows][..., None]
-        boxes = torch.cat([centers[rows] - distances[..., :2], centers[rows] + distances[..., 2:]], -1)
-        return boxes, scores, rows, classes
-
-    def _suppress(self, boxes, scores, classes, size):
-        """Indices of what NMS within each class leaves, best first. Boxes wholly in the padding are empty: left out."""
-        # Those below the threshold have score 0.
-        candidates = ((scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero()[:, 0]
-        boxes, scores, classes = boxes[candidates], scores[candidates], classes[candidates]
-        # Classes side by side on one wide image: boxes of different classes do not overlap there.
-        boxes = boxes + (classes.to(boxes.dtype) * (max(size) + 1))[:, None]
-        # torch.export takes it that torchvision's nms always leaves two boxes. So it does: these, the last.
-        boxes = torch.cat([boxes, boxes.new_tensor([[-2.0, -2, -1, -1], [-4, -4, -3, -3]])])
-        scores = torch.cat([scores, scores.new_full((2,), -1)])
-        return candidates[nms(boxes, scores, self.nms_thresh)[:-2][: self.detections_per_image]]
+    def _boxes(self, pyramid, predictions, rows, places):
+        """Boxes (N, M, 4) of locations, by their rows (N, M) of the batch and places (N, M) in their images."""
+        bins = predictions.bin_logits.flatten(0, 1)[rows].argmax(-1)
+        distances = self.head.distances(predictions.borders.flatten(0, 1)[rows], bins)
+        distances = distances * pyramid.per_level(self.strides, rows.device)[places][..., None]
+        centers = pyramid.centers(rows.device)[places]
+        return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], -1)
 
     # ---- losses ---------------------------------------------------------------------------------
 
-    def losses(self, pyramid: Pyramid, predictions: ScopePredictions, gt_boxes, gt_classes) -> dict[str, Tensor]:
+    def losses(self, pyramid: Pyramid, predictions: ScopePredictions, targets: Targets) -> dict[str, Tensor]:
         """Eq. 4. Each part is divided by the number of its positive locations (:func:`positives_per_process`)."""
-        assigned = self.targets(pyramid, gt_boxes)
+        boxes, classes = torch.cat(targets.boxes), torch.cat(targets.classes)
+        assigned = self.targets(pyramid, targets.boxes)
         losses = {
             "loss_cls": self.loss_weights["classification"]
-            * self._classification_loss(predictions.class_logits, assigned.classification, torch.cat(gt_classes))
+            * self._classification_loss(
+                pyramid, predictions.class_logits, assigned.classification, classes, targets.ignore
+            )
         }
         positive = (assigned.localization.flatten() >= 0).nonzero()[:, 0]
-        gt = self._gt_distances(pyramid, positive, torch.cat(gt_boxes)[assigned.localization.flatten()[positive]])
+        gt = self._gt_distances(pyramid, positive, boxes[assigned.localization.flatten()[positive]])
         borders = predictions.borders.flatten(0, 1)[positive]
         logits = predictions.bin_logits.flatten(0, 1)[positive]
         divisor = positives_per_process(len(positive), positive.device)
@@ -194,17 +154,20 @@ class ScopeDetector(nn.Module):
         pred = self.head.distances(borders, self.head.bins.index(gt))
         losses["loss_box"] = self.loss_weights["boxes"] * box_loss(pred, gt, self.box_loss).sum() / divisor
         if self.head.bins.count > 1:
-            targets = self.head.bins.soft(gt) if self.soft_bins else self.head.bins.one_hot(gt)
-            losses["loss_bin"] = self.loss_weights["bins"] * bin_loss(logits, targets).sum() / divisor
+            wanted = self.head.bins.soft(gt) if self.soft_bins else self.head.bins.one_hot(gt)
+            losses["loss_bin"] = self.loss_weights["bins"] * bin_loss(logits, wanted).sum() / divisor
         if self.quality is not None:
             losses["loss_quality"] = self.loss_weights["quality"] * self._quality_loss(logits, borders, gt) / divisor
         return losses
 
-    def _classification_loss(self, logits, assigned, gt_classes):
-        targets = torch.zeros_like(logits)
+    def _classification_loss(self, pyramid, logits, assigned, gt_classes, ignore_boxes):
+        wanted = torch.zeros_like(logits)
         image, place = (assigned >= 0).nonzero(as_tuple=True)
-        targets[image, place, gt_classes[assigned[image, place]]] = 1
-        loss = sigmoid_focal_loss(logits, targets, self.focal_alpha, self.focal_gamma).sum()
+        wanted[image, place, gt_classes[assigned[image, place]]] = 1
+        loss = sigmoid_focal_loss(logits, wanted, self.focal_alpha, self.focal_gamma)
+        if ignore_boxes is not None:
+            loss = loss.masked_fill(ignored_locations(pyramid, assigned, ignore_boxes)[..., None], 0)
+        loss = loss.sum()
         return loss / positives_per_process(len(place), loss.device)
 
     def _gt_distances(self, pyramid, locations, boxes):

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layers import initialise, tower
+from ..layers import full, initialise, tower
 from ..pyramid import Pyramid
 from .bins import ScopeBins
 
 # Shapes: N images, P locations of an image, C classes, B bins. Sides are left, top, right, bottom.
 
-# exp() of a border regression is bounded to 1000 / 16 times the anchor, so that a wild prediction stays finite.
+# exp() of a border regression is bounded to 1000 / 16 times the anchor either way, so that a wild prediction and its loss
+# stay finite.
 SCALE_CLAMP = math.log(1000 / 16)
 # log sigma^2 is bounded for the same reason.
 LOG_TEMPERATURE_CLAMP = 8.0
@@ -73,14 +74,14 @@ class ScopeHead(nn.Module):
             borders.append(self.borders(localization))
             if self.bin_logits is not None:
                 bins.append(self.bin_logits(localization))
-        borders = _full(pyramid.flatten(borders)).unflatten(2, (4, -1))
+        borders = full(pyramid.flatten(borders)).unflatten(2, (4, -1))
         if self.bin_logits is None:
             bin_logits = torch.zeros_like(borders)
         else:
-            bin_logits = _full(pyramid.flatten(bins)).unflatten(2, (4, -1))
+            bin_logits = full(pyramid.flatten(bins)).unflatten(2, (4, -1))
             if self.uncertainty:
                 bin_logits = temper(bin_logits)
-        return ScopePredictions(_full(pyramid.flatten(classes)), bin_logits, borders)
+        return ScopePredictions(full(pyramid.flatten(classes)), bin_logits, borders)
 
     def distances(self, borders: Tensor, bins: Tensor) -> Tensor:
         """Eq. 1: d = 2^{a_n} e^{t_n} of chosen bins, in strides.
@@ -92,7 +93,7 @@ class ScopeHead(nn.Module):
             (..., 4).
         """
         chosen = borders.gather(-1, bins[..., None]).squeeze(-1)
-        return torch.exp2(self.log_anchors[bins]) * torch.exp(chosen.clamp(max=SCALE_CLAMP))
+        return torch.exp2(self.log_anchors[bins]) * torch.exp(chosen.clamp(-SCALE_CLAMP, SCALE_CLAMP))
 
     def encode(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse: the bin of each distance (...), and t of that bin. Distances must be positive."""
@@ -104,8 +105,3 @@ def temper(logits: Tensor) -> Tensor:
     """s_n / sigma^2 of Eq. 2, (..., B), from the head's outputs (..., B + 1), the last of which is log sigma^2."""
     log_temperature = logits[..., -1:].clamp(-LOG_TEMPERATURE_CLAMP, LOG_TEMPERATURE_CLAMP)
     return logits[..., :-1] * torch.exp(-log_temperature)
-
-
-def _full(values):
-    """Half precision is for convolutions; exponentials and losses have float32."""
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...ops import location_targets
 from ..pyramid import Pyramid
 
 # Shapes: N images, P locations of an image, G boxes of the batch, K candidates of a box on a level.
@@ -88,3 +89,28 @@ class ScopeTargets:
         point = point.to(boxes.dtype)
         distance = torch.cat([point - boxes[:, None, :2], boxes[:, None, 2:] - point], -1)
         return x, y, distance, (point - center[:, None]).abs().amax(-1)
+
+
+@torch.no_grad()
+def ignored_locations(pyramid: Pyramid, learned: Tensor, ignore_boxes: list[Tensor]) -> Tensor:
+    """Which locations are neither object nor background for the classification loss: those whose points lie in an
+    ignore box (a crowd, say) and that learn no object. Time and memory go with locations plus boxes.
+
+    Args:
+        learned: (N, P), :attr:`LocationBoxes.classification`.
+        ignore_boxes: (B_n, 4) per image, in pixels.
+
+    Returns:
+        (N, P) bool.
+    """
+    if len(ignore_boxes) != pyramid.images:
+        raise ValueError(f"ignore_boxes: expected those of {pyramid.images} images, got {len(ignore_boxes)}")
+    # The targets of no objects: what is ignored there are the ignore boxes.
+    labels = location_targets(
+        [boxes[:0] for boxes in ignore_boxes],
+        pyramid.sizes,
+        pyramid.strides,
+        cell_offset=pyramid.cell_offset,
+        ignore_boxes=ignore_boxes,
+    )
+    return (labels.view(learned.shape) == -1) & (learned < 0)

@@ -42,6 +42,8 @@ def test_all_levels_in_one_launch():
     deform_conv2d(maps, offsets, torch.randn(8, 64, 3, 3).bfloat16(), padding=1)
     assert launched() == ["pack_weight", "fused_convolution_128"]
     viou_match(torch.rand(5, 4).cumsum(1), [(12, 12), (6, 6)], [8, 16])
+    assert launched() == ["match", "store_best", "mark_best"]
+    viou_match(torch.rand(5, 4).cumsum(1), [(12, 12), (6, 6)], [8, 16], low_quality_from=None)
     assert launched() == ["match", "store_best"]
 
 
@@ -55,9 +57,13 @@ def test_many_images_and_boxes():
     assert torch.equal(whole.iou, torch.cat([m.iou for m in single]))
     assert torch.equal(whole.gt_iou, torch.cat([m.gt_iou for m in single]))
     assert torch.equal(whole.ignored, torch.cat([m.ignored for m in single])) and whole.ignored.any()
+    first_box = torch.tensor([len(b) for b in boxes]).cumsum(0) - torch.tensor([len(b) for b in boxes])
+    best_for = torch.cat([torch.where(m.best_for < 0, -1, m.best_for + i) for m, i in zip(single, first_box)])
+    assert torch.equal(whole.best_for, best_for) and (best_for >= 0).any()
     levels = [(4, 5), (2, 3)], [8, 16]
-    labels = torch.cat([location_targets([b], *levels, ignore_boxes=[c]) for b, c in zip(boxes, crowds)])
-    assert torch.equal(location_targets(boxes, *levels, ignore_boxes=crowds), labels)
+    for rule in ("paper", "release"):
+        labels = torch.cat([location_targets([b], *levels, rule=rule, ignore_boxes=[c]) for b, c in zip(boxes, crowds)])
+        assert torch.equal(location_targets(boxes, *levels, rule=rule, ignore_boxes=crowds), labels)
 
 
 def gradients(deterministic):

@@ -1,0 +1,84 @@
+"""What the commands share: their arguments, and how they end."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+import torch
+
+from .engines import ENGINES, Engine, get_engine
+from .errors import InputError
+from .evaluation import report
+
+
+def argument_parser(description: str, **more) -> argparse.ArgumentParser:
+    """A parser with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml configuration")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto: detectron2 where it is installed, else the built-in engine on torchvision",
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
+    """The arguments, and what follows them as overrides of the configuration."""
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, as MODEL.WEIGHTS model_final.pth"
+    )
+    return parser.parse_args(argv)
+
+
+def end_well(main: Callable):
+    """Runs a command; what is wrong with the input is one line."""
+    try:
+        main()
+    except InputError as error:
+        logging.getLogger(__name__).debug("", exc_info=True)
+        sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:  # a full disk, a folder that may not be written
+        sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def announce(engine: Engine, device: str, config_file: str):
+    """The first line of a run."""
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    print(f"engine: {engine.name} | device: {device} ({where}) | config: {config_file}", flush=True)
+
+
+def train_net(argv=None) -> dict:
+    """``train_net.py``: trains or evaluates; the metrics per dataset."""
+    parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--num-gpus", type=int, default=1, help="per machine (detectron2 engine)")
+    parser.add_argument("--num-machines", type=int, default=1, help="(detectron2 engine)")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (detectron2 engine)")
+    parser.add_argument("--dist-url", default=None, help="where the processes meet (detectron2 engine)")
+    args = parse(parser, argv)
+    return get_engine(args.engine).launch(_train_net, args)
+
+
+def _train_net(args) -> dict:
+    engine = get_engine(args.engine)
+    cfg = engine.setup(args.config_file, args.opts)
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if first:
+        announce(engine, cfg.MODEL.DEVICE, args.config_file)
+    engine.begin(cfg, args.config_file, args.eval_only)
+    if args.eval_only:
+        model, classes = engine.load(cfg)
+        metrics = engine.evaluate(cfg, model, classes)
+    else:
+        metrics = engine.train(cfg, args.resume)
+    if first:
+        report(metrics, cfg.OUTPUT_DIR)
+    return metrics

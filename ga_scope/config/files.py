@@ -1,0 +1,115 @@
+"""Configuration files: yaml that runs no code, with the files that they build on."""
+
+import ast
+from pathlib import Path
+
+import yaml
+
+from ..errors import ConfigError
+from .schema import flat
+
+BASE = "_BASE_"
+
+
+def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
+    """What the bases of a file (``_BASE_``, one or a list) set, and what the file itself sets on top.
+
+    Raises:
+        ConfigError: the file is missing, no mapping, holds code, or builds on itself.
+    """
+    path = Path(path).expanduser()
+    if path.resolve() in _chain:
+        raise ConfigError(f"{path}: builds on itself: {' -> '.join(str(p) for p in (*_chain, path.resolve()))}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a configuration: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: expected keys and their values, got {type(content).__name__}")
+    bases, merged = content.pop(BASE, []), {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: {BASE}: expected the name of a file, got {base!r}")
+        for part in read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve())):
+            merged = merge(merged, part)
+    return merged, content
+
+
+def merge(below: dict, above: dict) -> dict:
+    """``above`` over ``below``, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def assign(cfg, name: str, value, source: str = "", hint: str = ""):
+    """Sets a key that the configuration has to a value of the type that it has there.
+
+    Text that reads as a Python literal is that literal ("(60000, 80000)", "1e-3"); whole numbers will do for numbers,
+    lists for tuples.
+
+    Raises:
+        ConfigError: naming the key, and the ``source`` if it is a file.
+    """
+    source = f"{source}: " if source else ""
+    *parts, last = name.split(".")
+    node = cfg
+    for part in parts:
+        node = node.get(part) if hasattr(node, "items") else None
+    if not hasattr(node, "items") or last not in node:
+        raise ConfigError(f"{source}{name}: no such key{hint}")
+    there, value = node[last], _decoded(value)
+    if hasattr(there, "items") or hasattr(value, "items"):
+        got = "keys" if hasattr(value, "items") else repr(value)
+        raise ConfigError(f"{source}{name}: expected {'keys' if hasattr(there, 'items') else 'a value'}, got {got}")
+    for kind, casts in ((float, (int,)), (tuple, (list,)), (list, (tuple,))):
+        if type(there) is kind and type(value) in casts:
+            value = kind(value)
+    if type(value) is not type(there) and there is not None and value is not None:
+        raise ConfigError(f"{source}{name}: expected {KINDS.get(type(there), type(there).__name__)}, got {value!r}")
+    node[last] = value
+
+
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", list: "a list", tuple: "a list"}
+
+
+def _decoded(value):
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+
+
+def merge_file(cfg, path, hint: str = "") -> set[str]:
+    """Merges a file and its bases into a configuration; the names of the keys that the file itself sets.
+
+    Raises:
+        ConfigError: naming the file and the key that is not known or of another type.
+    """
+    bases, own = (flat(content) for content in read_yaml(path))
+    for content in (bases, own):
+        for name, value in content.items():
+            assign(cfg, name, value, str(path), hint)
+    return set(own)
+
+
+def merge_overrides(cfg, overrides, hint: str = "") -> set[str]:
+    """Merges KEY VALUE pairs; the names of the keys.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    overrides = list(overrides)
+    if len(overrides) % 2:
+        raise ConfigError(f"overrides: expected KEY VALUE pairs, got {overrides[-1]!r} without a value")
+    for name, value in zip(overrides[::2], overrides[1::2]):
+        assign(cfg, name, value, hint=hint)
+    return set(overrides[::2])

@@ -1,0 +1,180 @@
+"""What takes more than one key to be wrong."""
+
+import itertools
+
+from ..errors import ConfigError
+from .keys import (
+    FIXED_ANCHORS,
+    GA_RPN,
+    GUIDED,
+    LOCATED,
+    PRECOMPUTED,
+    PROPOSING,
+    RCNN,
+    RESNET,
+    RETINANETS,
+    RPNS,
+    SCOPENET,
+    STAGED,
+)
+from .schema import BUILTIN_HINT, get
+
+# Feature levels of an FPN, by MODEL.BACKBONE.NAME: the last one.
+LAST_LEVEL = {
+    "build_resnet_fpn_backbone": 6,
+    "build_resnet_fpn_backbone_with_stages": 6,
+    "build_retinanet_resnet_fpn_backbone": 7,
+    "build_scopenet_resnet_fpn_backbone": 7,
+}
+
+
+def _wrong(name: str, expected, got, hint: str = ""):
+    raise ConfigError(f"{name}: expected {expected}, got {got!r}{hint}")
+
+
+def level_names(cfg) -> list[str] | None:
+    """The features that the backbone of a configuration makes, finest first; None where they are not known."""
+    last, stages = LAST_LEVEL.get(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.FPN.IN_FEATURES
+    if last is None or not stages or not stages[0].startswith("res"):
+        return None
+    return [f"p{i}" for i in range(int(stages[0].removeprefix("res")), last + 1)]
+
+
+def in_features(cfg) -> dict[str, list[str]]:
+    """{key: levels} of the parts that the model has."""
+    parts = {"RPN": RPNS, "ROI_HEADS": RCNN, "RETINANET": RETINANETS, "SCOPENET": SCOPENET}
+    return {f"MODEL.{p}.IN_FEATURES": list(cfg.MODEL[p].IN_FEATURES) for p, when in parts.items() if when.holds(cfg)}
+
+
+def pixels(cfg, builtin):
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for name in ("PIXEL_MEAN", "PIXEL_STD"):
+        if len(cfg.MODEL[name]) != channels:
+            _wrong(f"MODEL.{name}", f"{channels} numbers, one per channel of INPUT.FORMAT", list(cfg.MODEL[name]))
+
+
+def resnet(cfg, builtin):
+    keys = cfg.MODEL.RESNETS
+    if not RESNET.holds(cfg):
+        return
+    width = 64 if keys.DEPTH in (18, 34) else 256
+    if (builtin or width == 64) and keys.RES2_OUT_CHANNELS != width:
+        _wrong("MODEL.RESNETS.RES2_OUT_CHANNELS", f"{width} for depth {keys.DEPTH}", keys.RES2_OUT_CHANNELS)
+    missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in keys.OUT_FEATURES]
+    if missing:
+        _wrong("MODEL.RESNETS.OUT_FEATURES", f"all of MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}",
+               list(keys.OUT_FEATURES))  # fmt: skip
+
+
+def levels(cfg, builtin):
+    """Each part's levels exist, finest first; boxes are pooled from levels that follow one another."""
+    names = level_names(cfg)
+    for key, found in in_features(cfg).items():
+        if names is None:
+            if builtin:
+                _wrong(key, "the levels of a feature pyramid", found, BUILTIN_HINT)
+            continue
+        unknown = [name for name in found if name not in names]
+        if unknown:
+            _wrong(key, f"names of {names[0]} to {names[-1]}", unknown)
+        numbers = [names.index(name) for name in found]
+        if key == "MODEL.ROI_HEADS.IN_FEATURES" and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            _wrong(key, "levels that follow one another, finest first", found)
+        if any(a >= b for a, b in itertools.pairwise(numbers)):
+            _wrong(key, "levels once each, finest first", found)
+
+
+def per_level(cfg, key: str, levels: int) -> list:
+    """``MODEL.ANCHOR_GENERATOR.<key>`` with an entry per level; one entry serves all."""
+    values = [list(value) for value in cfg.MODEL.ANCHOR_GENERATOR[key]]
+    if len(values) == 1:
+        values *= levels
+    if len(values) != levels:
+        _wrong(f"MODEL.ANCHOR_GENERATOR.{key}", f"1 or {levels} entries, one per level", values)
+    return values
+
+
+def anchors(cfg, builtin):
+    if FIXED_ANCHORS.holds(cfg):
+        part = "RETINANET" if RETINANETS.holds(cfg) else "RPN"
+        found = [per_level(cfg, key, len(cfg.MODEL[part].IN_FEATURES)) for key in ("SIZES", "ASPECT_RATIOS")]
+        for key, values in zip(("SIZES", "ASPECT_RATIOS"), found):
+            if len({len(value) for value in values}) != 1:
+                _wrong(f"MODEL.ANCHOR_GENERATOR.{key}", "the same number on every level", values)
+
+
+def proposals(cfg, builtin):
+    if PROPOSING.holds(cfg):
+        name, loaded = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS
+        if loaded != (name == PRECOMPUTED):
+            what = f"True with MODEL.PROPOSAL_GENERATOR.NAME {PRECOMPUTED} and False otherwise"
+            _wrong("MODEL.LOAD_PROPOSALS", what, loaded, f" with {name}")
+    elif cfg.MODEL.LOAD_PROPOSALS:
+        _wrong("MODEL.LOAD_PROPOSALS", f"False with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}", True)
+    if RCNN.holds(cfg) and "Cascade" not in cfg.MODEL.ROI_HEADS.NAME and len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1:
+        _wrong("MODEL.ROI_HEADS.IOU_THRESHOLDS", "one threshold", list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS))
+
+
+def staged(cfg, builtin):
+    keys = cfg.MODEL.STAGED_RPN
+    if STAGED.holds(cfg) and keys.BEFORE_FPN:
+        if keys.STAGES != 2:
+            _wrong("MODEL.STAGED_RPN.STAGES", "2 with BEFORE_FPN", keys.STAGES)
+        if builtin and cfg.MODEL.BACKBONE.NAME != "build_resnet_fpn_backbone_with_stages":
+            _wrong("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone_with_stages with MODEL.STAGED_RPN.BEFORE_FPN",
+                   cfg.MODEL.BACKBONE.NAME)  # fmt: skip
+
+
+def guided(cfg, builtin):
+    ga, prefix = cfg.MODEL.GUIDED_ANCHORING, "MODEL.GUIDED_ANCHORING."
+    if not GUIDED.holds(cfg):
+        return
+    if GA_RPN.holds(cfg) and not ga.SHAPE.ENABLED and ga.ADAPTION.OFFSETS == "shape":
+        _wrong(prefix + "ADAPTION.OFFSETS", "'features' or 'none' where SHAPE.ENABLED is False", "shape")
+    if LOCATED.holds(cfg) and ga.LOCATION.CENTER_RATIO > ga.LOCATION.IGNORE_RATIO:
+        _wrong(prefix + "LOCATION.CENTER_RATIO", f"at most IGNORE_RATIO {ga.LOCATION.IGNORE_RATIO}",
+               ga.LOCATION.CENTER_RATIO)  # fmt: skip
+    if cfg.MODEL.FPN.OUT_CHANNELS % ga.ADAPTION.OFFSET_GROUPS:
+        _wrong(prefix + "ADAPTION.OFFSET_GROUPS", f"a divisor of MODEL.FPN.OUT_CHANNELS {cfg.MODEL.FPN.OUT_CHANNELS}",
+               ga.ADAPTION.OFFSET_GROUPS)  # fmt: skip
+
+
+def scopenet(cfg, builtin):
+    keys = cfg.MODEL.SCOPENET
+    if SCOPENET.holds(cfg) and len(keys.TARGETS.RANGES) != len(keys.IN_FEATURES) - 1:
+        expected = f"{len(keys.IN_FEATURES) - 1} limits between the {len(keys.IN_FEATURES)} levels of IN_FEATURES"
+        _wrong("MODEL.SCOPENET.TARGETS.RANGES", expected, list(keys.TARGETS.RANGES))
+
+
+def group_norms(cfg, builtin):
+    """GroupNorm has 32 groups."""
+    parts = {"MODEL.FPN.NORM": True, "MODEL.RETINANET.NORM": RETINANETS.holds(cfg),
+             "MODEL.SCOPENET.NORM": SCOPENET.holds(cfg)}  # fmt: skip
+    for key, read in parts.items():
+        if read and get(cfg, key) == "GN" and cfg.MODEL.FPN.OUT_CHANNELS % 32:
+            _wrong("MODEL.FPN.OUT_CHANNELS", f"a multiple of 32 with {key} GN", cfg.MODEL.FPN.OUT_CHANNELS)
+
+
+def ignore_regions(cfg, builtin):
+    """detectron2's own heads know no ignore regions."""
+    if builtin or not cfg.DATASETS.IGNORE_REGIONS:
+        return
+    parts = []
+    if RPNS.holds(cfg) and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+        parts.append("MODEL.PROPOSAL_GENERATOR.NAME RPN")
+    if RCNN.holds(cfg) and not cfg.MODEL.ROI_HEADS.NAME.startswith("GuidedAnchoring"):
+        parts.append(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}")
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        parts.append("MODEL.META_ARCHITECTURE RetinaNet")
+    if parts:
+        _wrong("DATASETS.IGNORE_REGIONS", f"False with detectron2's {', '.join(parts)}", True,
+               "; the built-in engine (--engine torchvision) has them")  # fmt: skip
+
+
+def amp(cfg, builtin):
+    if not builtin and cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        hint = ": detectron2 trains so on CUDA, the built-in engine (--engine torchvision) on a CPU, too"
+        _wrong("SOLVER.AMP.ENABLED", f"False on {cfg.MODEL.DEVICE}", True, hint)
+
+
+RULES = (pixels, resnet, levels, anchors, proposals, staged, guided, scopenet, group_norms, ignore_regions, amp)

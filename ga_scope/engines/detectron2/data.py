@@ -1,0 +1,121 @@
+"""Datasets of detectron2's catalogs as the project's, the project's in detectron2's, and training images."""
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset as LoaderDataset
+
+from ...data import Dataset, Records, load_dataset, read_image
+from ...data.catalog import COCO, register_datasets
+from ...data.coco import load_coco_json
+from ...data.dataset import dataset_of_records
+from ...errors import DatasetError
+from .results import InstancesWithRegions
+
+_from_functions: dict[str, Dataset] = {}
+
+
+def register(entries):
+    """``DATASETS.REGISTER`` into detectron2's ``DatasetCatalog`` and ``MetadataCatalog`` as well."""
+    for name, source in register_datasets(entries).items():
+        metadata = MetadataCatalog.get(name)
+        if name in DatasetCatalog.list():
+            if metadata.get("json_file") != str(source.json_file):
+                raise DatasetError(f"DATASETS.REGISTER: the name {name!r} is taken by a dataset of detectron2")
+            continue
+        DatasetCatalog.register(name, lambda name=name: [with_box_modes(record) for record in _described(name)])
+        metadata.set(json_file=str(source.json_file), image_root=str(source.image_root), evaluator_type="coco")
+
+
+def _described(name) -> Dataset:
+    """A registered dataset with outlines; its classes are in its metadata from then on."""
+    dataset, metadata = load_dataset(name, extras=True), MetadataCatalog.get(name)
+    metadata.thing_classes = list(dataset.classes)
+    metadata.thing_dataset_id_to_contiguous_id = {number: i for i, number in enumerate(dataset.category_ids)}
+    return dataset
+
+
+def with_box_modes(record: dict) -> dict:
+    """A dict with detectron2's ``BoxMode`` for its number, and run lengths as its masks want them."""
+    for annotation in record["annotations"]:
+        annotation["bbox_mode"] = BoxMode(annotation["bbox_mode"])
+        outline = annotation.get("segmentation")
+        if isinstance(outline, dict) and isinstance(outline["counts"], list):
+            annotation["segmentation"] = coco_mask.frPyObjects(outline, *outline["size"])
+    if "proposal_bbox_mode" in record:
+        record["proposal_bbox_mode"] = BoxMode(record["proposal_bbox_mode"])
+    return record
+
+
+def find_dataset(name: str, registered, extras: bool) -> Dataset:
+    """A dataset by name: ``registered`` with the project, or in detectron2's catalog, by a file or by a function.
+
+    Raises:
+        DatasetError: naming the dataset or its file.
+    """
+    if name in registered or name in COCO:
+        return load_dataset(name, extras)
+    if name not in DatasetCatalog.list():
+        raise DatasetError(f"DATASETS: no dataset {name!r}; DATASETS.REGISTER adds those of your own")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file") and metadata.get("evaluator_type") == "coco":
+        return load_coco_json(metadata.json_file, metadata.image_root, name, extras)
+    if name not in _from_functions:
+        try:
+            records = DatasetCatalog.get(name)
+        except Exception as error:  # whatever the function of a user, or of a dataset that is not here, raises
+            raise DatasetError(f"DATASETS: {name}: its function failed: {type(error).__name__}: {error}") from error
+        for record in records:
+            for annotation in record.get("annotations", ()):
+                box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
+                annotation["bbox"] = [float(value) for value in box]
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        _from_functions[name] = dataset_of_records(name, records, classes, extras=True)
+    return _from_functions[name]
+
+
+class TrainMapper(DatasetMapper):
+    """detectron2's mapper on images that are read as elsewhere here (:func:`ga_scope.data.read_image`)."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg, is_train=True)
+        self.ignore_regions = cfg.DATASETS.IGNORE_REGIONS
+
+    def __call__(self, record: dict) -> dict:
+        record = with_box_modes(record)
+        image = utils.convert_PIL_to_numpy(read_image(record), self.image_format)
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = augmented.image
+        size = image.shape[:2]
+        record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, size, transforms, proposal_topk=self.proposal_topk)
+        regions = transforms.apply_box(record.pop("ignore_boxes")).clip(min=0)
+        self._transform_annotations(record, transforms, size)
+        if self.ignore_regions:
+            regions = torch.as_tensor(np.minimum(regions, [size[1], size[0]] * 2), dtype=torch.float32)
+            regions = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
+            record["instances"] = InstancesWithRegions(record["instances"], regions)
+        return record
+
+
+class _Images(LoaderDataset):
+    """Records as detectron2's loaders take them."""
+
+    def __init__(self, records: Records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def build_train_loader(cfg, records: Records):
+    return build_detection_train_loader(cfg, mapper=TrainMapper(cfg), dataset=_Images(records))

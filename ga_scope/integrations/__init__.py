@@ -1,1 +1,0 @@
-"""Adapters: the only places that know a framework."""
