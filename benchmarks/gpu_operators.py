@@ -117,7 +117,7 @@ def dense(table, images, tflops, sets):
     floor = images * LOCATIONS * FLOP_PER_LOCATION / tflops / 1e6
     for dtype, label in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
         for tf32 in (False, True) if dtype == torch.float32 else (False,):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = tf32
             name = f"deform conv, five levels, batch {images}, {'tf32' if tf32 else label}"
             inputs = [Inputs(images, dtype) for _ in range(sets)]
             ours = median_us([i.dense for i in inputs])
@@ -130,7 +130,7 @@ def dense(table, images, tflops, sets):
             except (ImportError, RuntimeError) as error:
                 table.note(f"  torchvision, {label}: {str(error).splitlines()[0]}")
             del inputs
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def sparse(table, images, sets):

@@ -36,7 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import sass  # noqa: E402
-from check_cuda_build import shared_sizes, short_name  # noqa: E402
+from check_cuda_build import shared_of, shared_sizes, short_name  # noqa: E402
 from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
 
 BUDGETS = ROOT / "benchmarks/cuda_budgets.json"
@@ -108,14 +108,16 @@ class Step:
         consumer = max((loop for loop in outer if loop.has("HMMA")), key=lambda loop: len(loop.blocks))
         producer = max((loop for loop in outer if loop.has("STS") and not loop.has("HMMA")), key=self._size)
         consume = flow.turns(consumer)[0]
+        depth = 128 // self.item
+        multiplied = self.rows * self.columns * depth / self.consumers
+        steps = consume.count("HMMA") / (multiplied / (16 * 8 * 32 // self.item))  # of one turn
         loads = 4 * self.rows * 128 // (16 * LANES * self.producers)
         produce = flow.turns(producer, r"LDG\.E\.128", loads)[loads]
-        slots = (self.consumers * consume.length + self.producers * produce.length) / SCHEDULERS
-        depth = 128 // self.item
+        slots = (self.consumers * consume.length / steps + self.producers * produce.length) / SCHEDULERS
         peak = self.rows * self.columns * depth / (card.fma * 2 / self.item)
         # Bytes of shared memory and L1: fragments read; pixels (LDG), samples and weights (STS, LDGSTS) written.
         moved = LANES * (self.consumers * consume.count("LDSM") * 16 + self.producers * produce.bytes("LDG|STS"))
-        note = f"shared/L1 {min(1, peak / (moved / 128)):.0%}, consumer {consume.length}, producer {produce.length}"
+        note = f"shared/L1 {min(1, peak / (moved / 128)):.0%}, consumer {consume.length / steps:.0f}, producer {produce.length}"
         return slots, min(1.0, peak / slots), produce, note
 
     @staticmethod
@@ -278,7 +280,7 @@ def main():
                 count, ceiling, path, note = measure.count(kernels.flow(mangled), card)
                 registers, _, fixed = kernels.resources[mangled]
                 name = mangled if measure.peer else short_name(mangled)
-                dynamic = 0 if measure.peer else shared.get(name, 0)
+                dynamic = 0 if measure.peer else shared_of(shared, name, arch)
                 short = re.search(r"deformable_\w+", kernels.names[mangled]).group() if measure.peer else name
                 blocks, share = occupancy(card, registers, dynamic + fixed, threads_of(short))
                 verdict = ""

@@ -71,7 +71,7 @@ struct BackwardSamples {
   template <class Warp>
   GA_KERNEL void deformed(const Warp& warp, const SampleTask& task, int64_t r, const Row& at,
                           const RowSampler<T>& row) const {
-    const Sample<Real> sample(view, row, task.group, task.tap, task.ky, task.kx);
+    const Sample<Real> sample(view, row, task.group, task.tap, task.ky, task.kx, true);
     Pointer<const T> pixel[4];
     Pointer<Real> grad[4];
     Real weight[4], products[4] = {};
@@ -236,7 +236,7 @@ struct SortKeys {
     };
     const RowSampler<T> row(view, first + unit.row, at);
     if (view.deformed) {
-      const Sample<Real> sample(view, row, unit.group, unit.tap, unit.ky, unit.kx);
+      const Sample<Real> sample(view, row, unit.group, unit.tap, unit.ky, unit.kx, true);
       for (int c = 0; c < 4; ++c) {
         keys[4 * number + c] = sample.inside ? key(sample.down.pixel[c / 2], sample.across.pixel[c % 2]) : kNowhere;
         weights[4 * number + c] = sample.weight(c);

@@ -57,7 +57,7 @@ struct GatherColumns {
     const Row at = view.row(r);
     const RowSampler<T> row(view, r, at);
     if (view.deformed) {
-      const Sample<Real> sample(view, row, task.group, task.tap, task.ky, task.kx);
+      const Sample<Real> sample(view, row, task.group, task.tap, task.ky, task.kx, false);
       Pointer<const T> pixel[4];
       Real weight[4];
       GA_UNROLL for (int c = 0; c < 4; ++c) {

@@ -136,8 +136,8 @@ struct RowSampler {
            within(static_cast<uint32_t>(px), static_cast<uint32_t>(width));
   }
 
-  // Where a tap of a sampling group samples; false if outside (-1, H) x (-1, W), or NaN or infinite.
-  GA_KERNEL bool position(const ConvolutionView<T>& view, int group, int tap, int ky, int kx, Real& py,
+  // Where a tap of a sampling group samples.
+  GA_KERNEL void position(const ConvolutionView<T>& view, int group, int tap, int ky, int kx, Real& py,
                           Real& px) const {
     const int column = 2 * (group * view.taps + tap);
     Real dy = 0, dx = 0;
@@ -153,10 +153,13 @@ struct RowSampler {
       }
     }
     py = Real(y + ky * view.dilation_h) + dy, px = Real(x + kx * view.dilation_w) + dx;
-    return inside(py, px);
   }
-  // NaN is within nothing.
+  // False outside (-1, H) x (-1, W), and for NaN, which is within nothing.
   GA_KERNEL bool inside(Real py, Real px) const {
+    return within(py, Real(height)) && within(px, Real(width)) && within(Real(-1), py) && within(Real(-1), px);
+  }
+  // The same with -1, where the sample is 0 but has a gradient (../bilinear.h).
+  GA_KERNEL bool has_gradient(Real py, Real px) const {
     return within(py, Real(height)) && within(px, Real(width)) && !within(py, Real(-1)) && !within(px, Real(-1));
   }
   GA_KERNEL Real modulation(const ConvolutionView<T>& view, int group, int tap) const {

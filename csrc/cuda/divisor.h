@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "../host_device.h"
 #include "grid.h"
 
 namespace ga_scope::cuda {

@@ -167,7 +167,7 @@ struct FusedConvolution {
       block.sync(kAmongProducers, kProducers);
       Vector pixel[kAhead][4];
       GA_UNROLL for (int i = 0; i < kAhead; ++i) load(pixel[i], channels[i], slots.here, i);
-      for (int s = 0, turn = 0; s < place.steps; ++s) {
+      GA_NO_UNROLL for (int s = 0, turn = 0; s < place.steps; ++s) {
         if (s >= kernel.plan.stages) block.sync(kEmpty + turn, kThreads);
         Stage& stage = kernel.stage(shared, turn);
         copy_weight(stage, weight);
@@ -211,7 +211,7 @@ struct FusedConvolution {
       later.locate(*this, slots.here);
       later.advance(*this);
       block.sync(kAmongProducers, kProducers);
-      for (int s = 0, turn = 0; s < place.steps; ++s) {
+      GA_NO_UNROLL for (int s = 0, turn = 0; s < place.steps; ++s) {
         if (s >= kernel.plan.stages) block.sync(kEmpty + turn, kThreads);
         Stage& stage = kernel.stage(shared, turn);
         copy_weight(stage, weight);
@@ -436,7 +436,7 @@ struct FusedConvolution {
     const auto warp = block.warp();
     const int steps = shared.place.steps;
     const bool idle = shared.place.first_column + warp_column(warp.index) >= shared.place.columns;
-    for (int s = 0, turn = 0; s < steps; ++s) {
+    GA_NO_UNROLL for (int s = 0, turn = 0; s < steps; ++s) {
       block.sync(kFull + turn, kThreads);
       if (!idle) multiply(warp, stage(shared, turn), sums);
       if (s + plan.stages < steps) block.arrive(kEmpty + turn, kThreads);

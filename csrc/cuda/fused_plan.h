@@ -30,7 +30,7 @@ constexpr int kMostStages = 4;
 constexpr int kMostSplits = 8;
 constexpr int kSampleRing = 3;  // samples of this step, the next and the one after
 
-// Stages: two at least; more where they leave a third of shared memory's room, which is L1's.
+// Stages: two at least; more where they leave a quarter of shared memory's room to L1, which holds the pixels of a chunk.
 inline FusedPlan fused_stages(const FusedCall& call, int tile) {
   FusedPlan plan;
   plan.keeps_samples = call.deformed && call.chunks_per_sampling_group > 1 && call.taps >= kSampleRing;
@@ -39,8 +39,7 @@ inline FusedPlan fused_stages(const FusedCall& call, int tile) {
     const int64_t fixed = call.header_bytes[tile] + plan.sample_slots * call.slot_bytes[tile];
     const auto fitting = [&](int64_t bytes) { return (bytes - fixed) / call.stage_bytes[tile]; };
     if (fitting(call.shared_bytes) >= 2) {
-      plan.stages = static_cast<int>(
-          std::clamp<int64_t>(fitting(call.shared_bytes * 2 / 3), 2, kMostStages));
+      plan.stages = static_cast<int>(std::clamp<int64_t>(fitting(call.shared_bytes * 3 / 4), 2, kMostStages));
       plan.tile_rows = tile == 0 ? 128 : 64;
       return plan;
     }
@@ -53,7 +52,7 @@ inline FusedPlan fused_stages(const FusedCall& call, int tile) {
 // a step): full waves of blocks, each with its steps and what a block costs beside them, and for parts of the depth the
 // sums that they write and another kernel adds up.
 inline FusedPlan fused_plan(const FusedCall& call) {
-  constexpr int64_t kStepCost[2] = {1200, 760}, kBlockCost[2] = {2600, 1700};
+  constexpr int64_t kStepCost[2] = {1331, 841}, kBlockCost[2] = {2600, 1700};
   FusedPlan best;
   int64_t least = INT64_MAX;
   const int64_t steps = call.taps * call.chunks;

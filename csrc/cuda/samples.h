@@ -58,9 +58,11 @@ struct Sample {
   Real modulation;
 
   template <class T>
-  GA_KERNEL Sample(const ConvolutionView<T>& view, const RowSampler<T>& row, int group, int tap, int ky, int kx) {
+  GA_KERNEL Sample(const ConvolutionView<T>& view, const RowSampler<T>& row, int group, int tap, int ky, int kx,
+                   bool of_gradient) {
     Real y, x;
-    inside = row.position(view, group, tap, ky, kx, y, x);
+    row.position(view, group, tap, ky, kx, y, x);
+    inside = of_gradient ? row.has_gradient(y, x) : row.inside(y, x);
     if (!inside) y = x = Real(0);
     down = SampleAxis<Real>(y, row.height);
     across = SampleAxis<Real>(x, row.width);
