@@ -22,12 +22,14 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -82,7 +84,10 @@ def sources(*patterns):
 
 def operators_extension():
     """The library: CPU kernels, and CUDA kernels if chosen; or simulated ones instead of both."""
-    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
+    # -g0: Python's own flags ask for debugging information, ten times the code. Type CFLAGS=-g for it.
+    # c++2a is what compilers called C++20 before it was out.
+    cxx = ["-O3", "-g0", "-std=c++2a", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
+    cxx += shlex.split(os.environ.get("CFLAGS", ""))
     nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
     if SIMULATED_GRID:
         cxx += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
@@ -103,15 +108,18 @@ def operators_extension():
         library_dirs=directories,
         libraries=libraries,
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        py_limited_api=True,
         language="c++",
     )
 
 
-class Build(BuildExtension):
-    """Builds, and leaves a record of what was built beside the library."""
+class Build(BuildExtension.with_options(no_python_abi_suffix=True)):
+    """Builds a library that knows nothing of Python, and leaves a record of what was built beside it."""
 
     def run(self):
+        package = ROOT / "ga_scope" if self.inplace else Path(self.build_lib) / "ga_scope"
+        for stale in package.glob("_operators*.so"):  # of another name: there may be only one
+            if stale.name != "_operators.so":
+                stale.unlink()
         super().run()
         version = re.search(r'__version__ = "(.+)"', (ROOT / "ga_scope/__init__.py").read_text()).group(1)
         record = {
@@ -126,12 +134,14 @@ class Build(BuildExtension):
                 [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
             ).stdout.splitlines()[0],
         }
-        package = ROOT / "ga_scope" if self.inplace else Path(self.build_lib) / "ga_scope"
         (package / "_build_record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-setup(
-    ext_modules=[operators_extension()],
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+class Wheel(bdist_wheel):
+    """Of a platform, for every Python 3."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[operators_extension()], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})

@@ -15,6 +15,7 @@ NAMES = (
     "feature_adaption",
     "viou_match",
     "iou_match",
+    "nms_mask",
     "location_targets",
     "ga_head",
     "training_step",

@@ -63,6 +63,21 @@ def bars():
         value = faster(f"{name} at 10 %", "torchvision everywhere")
         what = f"{name}: feature adaption at 10 %"
         table.append(Bar(what, "feature_adaption", "five levels, 89523 locations", value, 60, 100))
+    case, dense = "forward 1x100x168 by dtype, channels_last", "deform_conv2d 100x168, of dense conv2d"
+    for dtype, bar, dream in (("float32", 1.25, 1.1), ("bfloat16", 3, 2)):
+        value = share(dtype, f"conv2d {dtype}")
+        table.append(Bar(f"{dense}, {dtype}, channels_last", "deform_conv2d", case, value, bar, dream, False))
+    value = share("ga_scope", "conv2d")
+    table.append(Bar(f"{dense}, float32, contiguous", "deform_conv2d", "forward 1x100x168", value, 1.25, 1.1, False))
+    case = "backward 1x100x168 by dtype, channels_last"
+    what = "deform_conv2d 100x168, backward bfloat16, of float32"
+    table.append(Bar(what, "deform_conv2d", case, share("bfloat16", "float32"), 0.5, 0.3, False))
+    case = "100x168 at 10 %, bfloat16, channels_last"
+    what = "masked_conv2d 100x168 at 10 %, bfloat16, efficiency"
+    table.append(Bar(what, "masked_conv2d", case, column("ga_scope", "efficiency"), 0.5, 0.8, True, ""))
+    for groups in (1, 5, 80):
+        case = f"5000 boxes in {groups} groups"
+        table.append(Bar(f"nms_mask, {case}", "nms_mask", case, faster("ga_scope", "torchvision"), 1, 10))
     for peer in ("torchvision RPN", "detectron2 RPN"):
         for layout in ("", ", channels_last"):
             for name, bar, dream in (("GA-RPN", 0.75, 0.6), ("GA-RPN without conv", 0.25, 0.15)):

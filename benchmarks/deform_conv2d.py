@@ -13,7 +13,7 @@ try:
 except ImportError:
     mmcv_deform_conv2d = None
 
-CHANNELS, GROUPS = 256, 4
+CHANNELS, GROUPS = harness.CHANNELS, 4
 PEERS = ("torchvision", "conv2d", "conv2d, channels_last")
 
 
@@ -73,17 +73,35 @@ def backward(benchmark, size, deterministic=False):
     benchmark.compare(f"backward 1x{size[0]}x{size[1]}", functions, peers=("torchvision", "ga_scope"))
 
 
-def dtypes(benchmark, size=(100, 168)):
-    """Offsets stay float32 where the input is narrower."""
+def dtypes(benchmark, size):
+    """Offsets stay float32 where the input is narrower. Against dense convolutions of the same dtype."""
     x, offset, weight = arguments(1, size)
     functions = {}
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         positions = offset.double() if dtype == torch.float64 else offset
         maps, kernel = harness.channels_last(x.to(dtype)), weight.to(dtype)
-        functions[str(dtype).removeprefix("torch.")] = lambda m=maps, o=positions, k=kernel: deform_conv2d(
-            m, o, k, padding=1
+        name = str(dtype).removeprefix("torch.")
+        functions[name] = lambda m=maps, o=positions, k=kernel: deform_conv2d(m, o, k, padding=1)
+        if dtype in (torch.float32, torch.bfloat16):
+            functions[f"conv2d {name}"] = lambda m=maps, k=kernel: F.conv2d(m, k, padding=1)
+    benchmark.compare(
+        f"forward 1x{size[0]}x{size[1]} by dtype, channels_last", functions, peers=("float32", "conv2d bfloat16")
+    )
+
+
+def backward_dtypes(benchmark, size):
+    functions = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, offset, weight = arguments(1, size)
+        leaves = [harness.channels_last(x.to(dtype)), offset, weight.to(dtype)]
+        leaves = [t.requires_grad_() for t in leaves]
+        with torch.enable_grad():
+            out = deform_conv2d(*leaves, padding=1)
+        grad = torch.randn_like(out)
+        functions[str(dtype).removeprefix("torch.")] = lambda out=out, leaves=leaves, grad=grad: torch.autograd.grad(
+            out, leaves, grad, retain_graph=True
         )
-    benchmark.compare(f"forward 1x{size[0]}x{size[1]} by dtype, channels_last", functions, peers=("float32",))
+    benchmark.compare(f"backward 1x{size[0]}x{size[1]} by dtype, channels_last", functions, peers=("float32",))
 
 
 def run(benchmark):
@@ -93,7 +111,8 @@ def run(benchmark):
         backward(benchmark, size, deterministic=size == harness.LEVELS[2])
     for images in (2, 4, 8):
         forward(benchmark, images, harness.LEVELS[2], slow_peers=images == 8)
-    dtypes(benchmark)
+    dtypes(benchmark, harness.LEVELS[1])
+    backward_dtypes(benchmark, harness.LEVELS[1])
 
 
 if __name__ == "__main__":

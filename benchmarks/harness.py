@@ -4,6 +4,7 @@ import argparse
 import csv
 import ctypes
 import gc
+import os
 import platform
 import re
 import statistics
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import torch
 
+# GA_SCOPE_BENCHMARK_TINY: a twelfth of the image, so that every benchmark runs in a second: a test of the benchmarks.
+TINY = os.environ.get("GA_SCOPE_BENCHMARK_TINY") == "1"
 LEVELS = ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))  # of an 800 x 1344 image: 89,523 locations
 STRIDES = (4, 8, 16, 32, 64)
 IMAGE = (800, 1344)
+if TINY:
+    LEVELS, IMAGE = ((16, 28), (8, 14), (4, 7), (2, 4), (1, 2)), (64, 112)
+CHANNELS = 64 if TINY else 256
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 FIXED = ("benchmark", "case", "variant", "ms", "low_ms", "high_ms", "extra_mb")
 
@@ -207,7 +213,7 @@ def print_comparison(rows, path):
 
 
 def describe_machine():
-    """Versions and processor, one line: what every figure depends on."""
+    """Versions and processor with its instruction sets, one line: what every figure depends on."""
     from ga_scope import __version__
     from ga_scope.ops import _library  # noqa: F401  (loads the operators)
 
@@ -222,8 +228,19 @@ def describe_machine():
             versions.append(f"{name} {__import__(name).__version__}")
         except ImportError:
             versions.append(f"{name} not installed")
-    threads = torch.get_num_threads()
-    return f"{model}, {torch.ops.ga_scope.cpu_capability()}, {threads} threads; {', '.join(versions)}"
+    sets = f"kernels {torch.ops.ga_scope.cpu_capability()} of {' '.join(instruction_sets()) or platform.machine()}"
+    return f"{model}, {sets}, {torch.get_num_threads()} threads; {', '.join(versions)}"
+
+
+def instruction_sets():
+    """Those that decide on a figure, of the sets that the processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return []
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo.read_text(), re.M)
+    flags = set(found.group(1).split()) if found else set()
+    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+    return [name for name in wanted if name in flags]
 
 
 def main(run, doc, name):
@@ -261,7 +278,7 @@ def channels_last(maps):
     return [channels_last(m) for m in maps]
 
 
-def pyramid(images=1, channels=256, levels=LEVELS):
+def pyramid(images=1, channels=CHANNELS, levels=LEVELS):
     return [torch.randn(images, channels, *size) for size in levels]
 
 

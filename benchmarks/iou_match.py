@@ -6,7 +6,7 @@ from ga_scope.ops import iou_match
 
 from . import harness
 
-ANCHORS = 268569  # three per location of five levels
+ANCHORS = 3 * sum(h * w for h, w in harness.LEVELS)
 
 
 def matrix_route(anchors, boxes):
@@ -20,7 +20,10 @@ def run(benchmark):
         # As a head lists them: row by row, level by level.
         order = (anchors[:, 1] // 32 * 1000 + anchors[:, 0] // 32).argsort()
         anchors = anchors[order]
-        functions = {"ga_scope": lambda a=anchors, b=boxes: iou_match(a, b)}
+        functions = {
+            "ga_scope": lambda a=anchors, b=boxes: iou_match(a, b),
+            "without best_for": lambda a=anchors, b=boxes: iou_match(a, b, low_quality_from=None),
+        }
         if count <= 200:
             functions["matrix in torch"] = lambda a=anchors, b=boxes: matrix_route(a, b)
         benchmark.compare(f"{ANCHORS} anchors, G = {count}", functions, peers=("matrix in torch",))

@@ -10,7 +10,7 @@ from ga_scope.ops import masked_conv2d
 
 from . import harness
 
-CHANNELS = 256
+CHANNELS = harness.CHANNELS
 
 
 def gather_and_matmul(x, weight, locations):
@@ -47,6 +47,22 @@ def fractions(benchmark, size):
         }
         case = f"{size[0]}x{size[1]} at {100 * fraction:g} %"
         benchmark.compare(case, functions, peers=("conv2d",), figures=efficiency)
+
+
+def bfloat16(benchmark, size, fraction=0.1):
+    x = harness.channels_last(torch.randn(1, CHANNELS, *size).bfloat16())
+    weight = (torch.randn(CHANNELS, CHANNELS, 3, 3) / 48).bfloat16()
+    locations = harness.random_locations(size[0] * size[1], fraction)
+    functions = {
+        "ga_scope": lambda: masked_conv2d(x, weight, padding=1, locations=locations),
+        "conv2d": lambda: F.conv2d(x, weight, padding=1),
+    }
+
+    def efficiency(name, ms):
+        return {"efficiency": ms["conv2d"] / ms[name] * fraction} if name == "ga_scope" else {}
+
+    case = f"{size[0]}x{size[1]} at {100 * fraction:g} %, bfloat16, channels_last"
+    benchmark.compare(case, functions, peers=("conv2d",), figures=efficiency)
 
 
 def batch(benchmark, size, fraction=0.1):
@@ -86,6 +102,7 @@ def backward(benchmark, size, fraction=0.1):
 def run(benchmark):
     for size in harness.LEVELS[:2]:
         fractions(benchmark, size)
+    bfloat16(benchmark, harness.LEVELS[1])
     batch(benchmark, harness.LEVELS[1])
     backward(benchmark, harness.LEVELS[1])
 

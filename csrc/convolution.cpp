@@ -77,7 +77,6 @@ Convolution check_convolution(const ConvolutionArguments& args) {
   check(shape.kernel_h >= 1 && shape.kernel_w >= 1, op, "weight", "a kernel of at least 1 x 1",
         shape_text(args.weight));
   check(shape.in_channels >= 1, op, "input", "at least one channel", shape_text(first));
-  check(shape.out_channels >= 1, op, "weight", "at least one output channel", shape_text(args.weight));
   check(shape.in_channels % args.groups == 0 && args.weight.size(1) == shape.in_channels / args.groups, op, "weight",
         text("shape [C_out, ", shape.in_channels, " / groups, kernel_h, kernel_w] with groups = ", args.groups),
         shape_text(args.weight));
@@ -166,6 +165,20 @@ Tensor empty_map(const Tensor& like, const std::vector<int64_t>& size) {
   return torch::stable::empty(
       size, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
       channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+ConvolutionGradients zero_gradients(const ConvolutionArguments& args) {
+  const auto zeros = [](const Tensor& like) { return torch::stable::new_zeros(like, like.sizes()); };
+  ConvolutionGradients result;
+  for (const Tensor& map : args.input) {
+    Tensor grad = empty_map(map, std::vector<int64_t>(map.sizes().begin(), map.sizes().end()));
+    std::get<0>(result).push_back(torch::stable::zero_(grad));
+  }
+  for (const Tensor& offset : args.offset) std::get<1>(result).push_back(zeros(offset));
+  std::get<2>(result) = zeros(args.weight);
+  for (const Tensor& mask : args.mask) std::get<3>(result).push_back(zeros(mask));
+  std::get<4>(result) = args.offset_weight ? zeros(*args.offset_weight) : torch::stable::new_empty(args.input[0], {0});
+  return result;
 }
 
 std::vector<Tensor> empty_output(const ConvolutionArguments& args, const Convolution& conv) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "check.h"
@@ -62,7 +63,15 @@ struct Convolution {
   int64_t images;
   int64_t locations_per_image;
   int64_t rows;  // locations computed: L, or all
+
+  bool empty() const { return rows == 0 || shape.out_channels == 0; }
 };
+
+// Gradients of input, offset, weight, mask and offset_weight. Those of input and weight are zero if not wanted.
+using ConvolutionGradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, std::vector<Tensor>, Tensor>;
+
+// Of a convolution without output.
+ConvolutionGradients zero_gradients(const ConvolutionArguments& args);
 
 // Checks every argument and derives the shapes. Raises before anything is read.
 Convolution check_convolution(const ConvolutionArguments& args);

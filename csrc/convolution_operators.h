@@ -9,21 +9,35 @@
 
 namespace ga_scope {
 
-// Gradients of input, offset, weight, mask and offset_weight. Those of input and weight are zero if not wanted.
-using ConvolutionGradients = std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor, std::vector<Tensor>, Tensor>;
-
-// Forward: const ConvolutionArguments& -> std::vector<Tensor>.
-// Backward: (const ConvolutionArguments&, grad_output, want_input, want_weight) -> ConvolutionGradients.
+// What a back end supplies, for arguments that are checked and at least one number of output:
+// Forward: (const ConvolutionArguments&, const Convolution&, std::vector<Tensor>& output), which it fills.
+// Backward: (const ConvolutionArguments&, const Convolution&, grad_output, want_input, want_weight)
+//           -> ConvolutionGradients.
 template <auto Forward, auto Backward>
 struct ConvolutionOperators {
   using Tensors = std::vector<Tensor>;
   using Sizes = std::vector<int64_t>;
 
+  static Tensors forward(const ConvolutionArguments& args) {
+    const Convolution conv = check_convolution(args);
+    Tensors output = empty_output(args, conv);
+    if (!conv.empty()) Forward(args, conv, output);
+    return output;
+  }
+
+  static ConvolutionGradients backward(const ConvolutionArguments& args, const Tensors& grad_output, bool want_input,
+                                       bool want_weight) {
+    const Convolution conv = check_convolution(args);
+    check_grad_output(args, conv, grad_output);
+    if (conv.empty()) return zero_gradients(args);
+    return Backward(args, conv, grad_output, want_input, want_weight);
+  }
+
   static Tensors deform_conv2d(Tensors input, Tensors offset, Tensor weight, std::optional<Tensor> bias, Tensors mask,
                                std::optional<Tensor> offset_weight, std::optional<Tensor> locations, Sizes stride,
                                Sizes padding, Sizes dilation, int64_t groups, int64_t offset_groups, bool allow_tf32) {
     check(offset_groups >= 1, "deform_conv2d", "offset_groups", "at least 1", offset_groups);
-    return Forward(ConvolutionArguments{.op = "deform_conv2d",
+    return forward(ConvolutionArguments{.op = "deform_conv2d",
                                         .input = input,
                                         .offset = offset,
                                         .mask = mask,
@@ -45,7 +59,7 @@ struct ConvolutionOperators {
                                                      Sizes dilation, int64_t groups, int64_t offset_groups,
                                                      bool want_input, bool want_weight, bool deterministic) {
     check(offset_groups >= 1, "deform_conv2d_backward", "offset_groups", "at least 1", offset_groups);
-    return Backward(ConvolutionArguments{.op = "deform_conv2d_backward",
+    return backward(ConvolutionArguments{.op = "deform_conv2d_backward",
                                          .input = input,
                                          .offset = offset,
                                          .mask = mask,
@@ -63,7 +77,7 @@ struct ConvolutionOperators {
 
   static Tensor masked_conv2d(Tensors input, Tensor weight, std::optional<Tensor> bias, Tensor locations, Sizes stride,
                               Sizes padding, Sizes dilation, int64_t groups, bool allow_tf32) {
-    return Forward(ConvolutionArguments{.op = "masked_conv2d",
+    return forward(ConvolutionArguments{.op = "masked_conv2d",
                                         .input = input,
                                         .weight = weight,
                                         .bias = bias,
@@ -79,7 +93,7 @@ struct ConvolutionOperators {
                                                             Tensor locations, Sizes stride, Sizes padding,
                                                             Sizes dilation, int64_t groups, bool want_input,
                                                             bool want_weight, bool deterministic) {
-    const ConvolutionGradients all = Backward(ConvolutionArguments{.op = "masked_conv2d_backward",
+    const ConvolutionGradients all = backward(ConvolutionArguments{.op = "masked_conv2d_backward",
                                                                    .input = input,
                                                                    .weight = weight,
                                                                    .locations = locations,

@@ -64,9 +64,12 @@ GA_HOST_DEVICE Real centred_overlap(Real size, Real before, Real after, Real ext
   return (before <= half) & (after <= half) ? extent : overlap;
 }
 
-// 0 where nothing overlaps, 0 / 0 of empty shapes included. Without a branch, which would keep loops scalar.
+// 0 where nothing overlaps, 0 / 0 of empty shapes included.
 template <class Real>
 GA_HOST_DEVICE Real ratio_of_overlap(Real intersection, Real other_areas) {
+#ifdef __CUDA_ARCH__
+  if (!(intersection > Real(0))) return Real(0);  // most pairs; on a CPU the branch would keep loops scalar
+#endif
   return larger(intersection / (other_areas - intersection), Real(0));
 }
 

@@ -5,7 +5,7 @@
 // computes kRows x (1..kPanelVectors vectors) of C in registers over the whole depth, so every element
 // is one chain of multiply-adds in order: the result does not depend on how the work was cut.
 
-#if GA_VECTOR_BYTES == 64
+#if GA_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr int kRows = 6, kPanelVectors = 4;  // 24 of 32 registers hold C
 #else
 constexpr int kRows = 6, kPanelVectors = 2;  // 12 of 16
@@ -22,15 +22,18 @@ struct StridedRows {
   GA_INLINE const Real* at(int64_t i) const { return data + i * stride; }
   GA_INLINE static constexpr int64_t step() { return 1; }
   GA_INLINE StridedRows from(int64_t i) const { return {at(i), stride}; }
+  GA_INLINE StridedRows deeper(int64_t p) const { return {data + p, stride}; }
 };
 
 // Rows anywhere in memory: what saves copying them side by side.
 template <class Real>
 struct ListedRows {
   const Real* const* rows;
-  GA_INLINE const Real* at(int64_t i) const { return rows[i]; }
+  int64_t depth;
+  GA_INLINE const Real* at(int64_t i) const { return rows[i] + depth; }
   GA_INLINE static constexpr int64_t step() { return 1; }
-  GA_INLINE ListedRows from(int64_t i) const { return {rows + i}; }
+  GA_INLINE ListedRows from(int64_t i) const { return {rows + i, depth}; }
+  GA_INLINE ListedRows deeper(int64_t p) const { return {rows, depth + p}; }
 };
 
 template <class Real>
@@ -114,15 +117,21 @@ GA_INLINE int panel_vectors(int64_t columns, int64_t first) {
   return static_cast<int>(std::min<int64_t>(left, kPanel<Real>) / Vec<Real>::width);
 }
 
-// C = or += A * (rows [first_row, first_row + depth) of B), B packed in panels of packed_depth rows.
+// C = or += A * (rows [first_row, first_row + depth) of B), B packed in panels of packed_depth rows. A panel is taken
+// piecewise: a piece stays in the first-level cache while all rows of A pass by.
 template <class Real, class Rows>
 void multiply_packed(int64_t rows, int64_t columns, int64_t depth, Rows a, const Real* packed, int64_t packed_depth,
                      int64_t first_row, Real* c, int64_t ldc, bool accumulate) {
+  constexpr int64_t kPieceBytes = GA_VECTOR_BYTES == 64 ? 24 << 10 : 16 << 10;
+  constexpr int64_t kPiece = kPieceBytes / (kPanel<Real> * static_cast<int64_t>(sizeof(Real)));
   for (int64_t first = 0; first < columns; first += kPanel<Real>) {
     const int vectors = panel_vectors<Real>(columns, first);
     const int64_t width = int64_t(vectors) * Vec<Real>::width;
-    multiply_panel(rows, vectors, depth, a, packed + first * packed_depth + first_row * width, width, c + first, ldc,
-                   accumulate);
+    const Real* b = packed + first * packed_depth + first_row * width;
+    for (int64_t p = 0; p < depth; p += kPiece) {
+      multiply_panel(rows, vectors, std::min(kPiece, depth - p), a.deeper(p), b + p * width, width, c + first, ldc,
+                     accumulate || p > 0);
+    }
   }
 }
 

@@ -12,6 +12,8 @@ namespace avx2 {
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #include "kernels.inl"
+
+#include "kernel_table.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

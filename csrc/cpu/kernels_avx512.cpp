@@ -13,6 +13,8 @@ namespace avx512 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 #include "kernels.inl"
+
+#include "kernel_table.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

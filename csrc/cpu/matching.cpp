@@ -75,9 +75,9 @@ struct BestAnchors {
 template <class Real>
 struct MatchOutput {
   MatchOutput(const Tensor& like, int64_t anchors, int64_t boxes)
-      : result(torch::stable::new_zeros(like, {anchors}), integers(like, anchors),
+      : result(torch::stable::new_empty(like, {anchors}), integers(like, anchors),
                torch::stable::new_empty(like, {boxes}), integers(like, boxes), integers(like, anchors),
-               torch::stable::new_zeros(like, {anchors}, ScalarType::Bool)),
+               torch::stable::new_empty(like, {anchors}, ScalarType::Bool)),
         iou(data<Real, 0>()),
         index(data<int64_t, 1>()),
         best_for(data<int64_t, 4>()),
@@ -92,13 +92,19 @@ struct MatchOutput {
     return static_cast<Value*>(std::get<kItem>(result).data_ptr());
   }
 
-  // Widens a block's indices and drops anchors below the least IoU. None is the best for a box so far.
+  // No boxes have been seen by a block's anchors; index is written by store_anchors.
+  void clear(int64_t first, int64_t count) {
+    std::fill_n(iou + first, count, Real(0));
+    std::fill_n(best_for + first, count, -1);
+    std::fill_n(ignored + first, count, false);
+  }
+
+  // Widens a block's indices and drops anchors below the least IoU.
   void store_anchors(int64_t first, int64_t count, Real least, const int32_t* best_box) {
     for (int64_t i = 0; i < count; ++i) {
       const bool kept = best_box[i] >= 0 && iou[first + i] >= least;
       index[first + i] = kept ? best_box[i] : -1;
       if (!kept) iou[first + i] = Real(0);
-      best_for[first + i] = -1;
     }
   }
 
@@ -239,6 +245,7 @@ class UnitMatcher {
     const LevelShape& shape = anchors_.levels[unit.level];
     const int64_t first = unit.image * anchors_.locations_per_image + shape.first + unit.row_begin * shape.width;
     const int64_t count = (unit.row_end - unit.row_begin) * shape.width;
+    output_.clear(first, count);
     best_box_.assign(count, -1);
     iou_.resize(shape.width);
     for (int64_t g = gts_.starts[unit.image]; g < gts_.starts[unit.image + 1]; ++g) match_box(unit, g, first);
@@ -436,6 +443,7 @@ class BlockMatcher {
     const int64_t begin = block.begin, count = block.end - block.begin;
     columns_.read(boxes_ + begin, count);
     block.hull = columns_.hull;
+    output_.clear(begin, count);
     std::fill_n(best_box_.begin(), count, -1);
     for (int64_t g = gts_.starts[block.image]; g < gts_.starts[block.image + 1]; ++g) {
       const Box<Real>& gt = gts_.boxes[g];

@@ -13,12 +13,13 @@ struct Vec {
   static constexpr int width = GA_VECTOR_BYTES / sizeof(Real);
 };
 
-template <class Real>
+// Of float and double; the storage types have functions of their own below.
+template <class Real, class = std::enable_if_t<std::is_floating_point_v<Real>>>
 GA_INLINE typename Vec<Real>::type load(const Real* from) {
   return *reinterpret_cast<const typename Vec<Real>::unaligned*>(from);
 }
 
-template <class Real>
+template <class Real, class = std::enable_if_t<std::is_floating_point_v<Real>>>
 GA_INLINE void store(Real* to, typename Vec<Real>::type value) {
   *reinterpret_cast<typename Vec<Real>::unaligned*>(to) = value;
 }
@@ -29,11 +30,50 @@ GA_INLINE typename Vec<Real>::type broadcast(Real value) {
   return value - typename Vec<Real>::type{};
 }
 
+// As smaller and larger of overlap.h: the second where one is NaN.
+template <class Real>
+GA_INLINE typename Vec<Real>::type lower(typename Vec<Real>::type a, typename Vec<Real>::type b) {
+  return a < b ? a : b;
+}
+
+template <class Real>
+GA_INLINE typename Vec<Real>::type higher(typename Vec<Real>::type a, typename Vec<Real>::type b) {
+  return a > b ? a : b;
+}
+
+// The value as it is: the compiler may not fold what it comes from into a multiply-add.
+template <class Real>
+GA_INLINE typename Vec<Real>::type rounded(typename Vec<Real>::type value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+m"(value));
+#endif
+  return value;
+}
+
 template <class Real>
 GA_INLINE Real sum(typename Vec<Real>::type value) {
-  Real total = 0;
-  for (int i = 0; i < Vec<Real>::width; ++i) total += value[i];
+  Real lanes[Vec<Real>::width], total = 0;
+  store(lanes, rounded<Real>(value));  // or the vector would be kept in `lanes` while it is summed up
+  for (Real lane : lanes) total += lane;
   return total;
+}
+
+// Whether a lane of a comparison's result is set.
+template <class Real, class Mask>
+GA_INLINE bool any(Mask mask) {
+#if GA_VECTOR_BYTES == 64
+  return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+#elif GA_VECTOR_BYTES == 32
+  return !_mm256_testz_si256(reinterpret_cast<__m256i>(mask), reinterpret_cast<__m256i>(mask));
+#else
+  typedef uint64_t Words __attribute__((vector_size(GA_VECTOR_BYTES)));
+  const Words words = reinterpret_cast<Words>(mask);
+  return (words[0] | words[1]) != 0;
+#endif
 }
 
 // Reduced-precision storage is widened to float on load.
@@ -57,12 +97,37 @@ GA_INLINE Vec<float>::type load(const Half* from) {
 #endif
 }
 
+// Rounded to the nearest, ties to even; a NaN stays one.
+GA_INLINE void store(BFloat16* to, Vec<float>::type value) {
+  typedef uint16_t Half __attribute__((vector_size(GA_VECTOR_BYTES / 2), aligned(2), may_alias));
+#if GA_BFLOAT16_PRODUCT > 0 && GA_VECTOR_BYTES == 64
+  *reinterpret_cast<Half*>(to) = reinterpret_cast<Half>(_mm512_cvtneps_pbh(value));
+#else
+  typedef uint32_t Bits __attribute__((vector_size(GA_VECTOR_BYTES)));
+  const Bits bits = reinterpret_cast<Bits>(value);
+  const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Bits nan = reinterpret_cast<Bits>(value != value);
+  typedef uint16_t Narrow __attribute__((vector_size(GA_VECTOR_BYTES / 2)));
+  *reinterpret_cast<Half*>(to) = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Narrow);
+#endif
+}
+
+// Lane i of the result is lane kLane[i] of a and b, one after the other.
+template <int... kLane, class V>
+GA_INLINE V shuffle(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kLane...);
+#else
+  return __builtin_shuffle(a, b, decltype(a == b){kLane...});
+#endif
+}
+
 // Lanes that differ in bit kBit of their number trade places between a and b: one stage of a transposition.
 template <class V, int kBit, int... kLane>
 GA_INLINE void exchange_lanes(V& a, V& b, std::integer_sequence<int, kLane...>) {
   constexpr int kWidth = sizeof...(kLane);
-  const V low = __builtin_shufflevector(a, b, (kLane & kBit ? kWidth + (kLane ^ kBit) : kLane)...);
-  const V high = __builtin_shufflevector(a, b, (kLane & kBit ? kWidth + kLane : kLane ^ kBit)...);
+  const V low = shuffle<(kLane & kBit ? kWidth + (kLane ^ kBit) : kLane)...>(a, b);
+  const V high = shuffle<(kLane & kBit ? kWidth + kLane : kLane ^ kBit)...>(a, b);
   a = low, b = high;
 }
 

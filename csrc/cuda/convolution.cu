@@ -28,11 +28,6 @@ namespace {
 constexpr int64_t kColumnsBytes = kSimulated ? 64 << 10 : 64 << 20;
 constexpr int64_t kLeastChunkRows = 64;
 
-template <class T>
-constexpr ScalarType compute_dtype() {
-  return std::is_same_v<ComputeType<T>, double> ? ScalarType::Double : ScalarType::Float;
-}
-
 Tensor cast(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
@@ -330,22 +325,9 @@ void check_fits(const ConvolutionArguments& args, const Convolution& conv) {
   check(offsets < kMost && inputs < kMost, args.op, "offset", "fewer than 2^30 offsets per location on CUDA", offsets);
 }
 
-template <class Visit>
-void dispatch(ScalarType dtype, const Visit& visit) {
-  switch (dtype) {
-    case ScalarType::Double: return visit(double{});
-    case ScalarType::BFloat16: return visit(BFloat16{});
-    case ScalarType::Half: return visit(Half{});
-    default: return visit(float{});
-  }
-}
-
-std::vector<Tensor> forward(const ConvolutionArguments& args) {
-  const Convolution conv = check_convolution(args);
+void forward(const ConvolutionArguments& args, const Convolution& conv, std::vector<Tensor>& output) {
   check_fits(args, conv);
-  const std::vector<Tensor> output = empty_output(args, conv);
-  if (conv.rows == 0) return output;
-  dispatch(args.input[0].scalar_type(), [&]<class T>(T) {
+  visit_dtype(args.input[0].scalar_type(), [&]<class T>(T) {
     const Call<T> call(args, conv);
     const FusedPlan plan = fused_plan_of(call);
     if constexpr (sizeof(T) < 8) {
@@ -354,7 +336,6 @@ std::vector<Tensor> forward(const ConvolutionArguments& args) {
     }
     forward_simple(call, output);
   });
-  return output;
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -518,13 +499,19 @@ class Backward {
   Tensor weight_, offset_weight_;
 };
 
+<<<<<<< HEAD
 ConvolutionGradients backward(const ConvolutionArguments& args, const std::vector<Tensor>& grad_output, bool want_input,
                               bool want_weight) {
   const Convolution conv = check_convolution(args);
   check_fits(args, conv);
   check_grad_output(args, conv, grad_output);
+=======
+ConvolutionGradients backward(const ConvolutionArguments& args, const Convolution& conv,
+                              const std::vector<Tensor>& grad_output, bool want_input, bool want_weight) {
+  check_fits(args, conv);
+>>>>>>> main
   ConvolutionGradients result;
-  dispatch(args.input[0].scalar_type(), [&]<class T>(T) {
+  visit_dtype(args.input[0].scalar_type(), [&]<class T>(T) {
     const Call<T> call(args, conv);
     Backward<T> gradients(call, grad_output, want_input, want_weight);
     gradients.run();

@@ -298,8 +298,8 @@ KEYS = [
             "RULE",
             "paper",
             one_of("paper", "release"),
-            "What a region is: the cells whose points lie in it, positive before ignored (3.4); or the release's: rounded, "
-            "inclusive borders, and later boxes overwrite earlier ones. It has about twice the positives.",
+            "What a region is: the cells whose points lie in it, positive before ignored (3.4); or the release's: "
+            "rounded, inclusive borders, and later boxes overwrite earlier ones. It has about twice the positives.",
         ),
         ("FOCAL_LOSS_ALPHA", 0.25, fraction, "Of the location loss."),
         ("FOCAL_LOSS_GAMMA", 2.0, number(0), "Of the location loss."),
@@ -329,7 +329,7 @@ KEYS = [
         ("SMOOTH_L1_BETA", 0.2, number(0), "Of the bounded IoU loss (Eq. 6)."),
         ("LOSS_WEIGHT", 0.1, loss_weight, "lambda_2 (section 4.1)."),
         ("LOSS_DIVISOR", "positives", one_of("positives", "sample"),
-         "Of the shape loss: its locations, so that it is a mean; or the release's: those sampled, negatives included."),
+         "Of the shape loss: its locations, so that it is a mean; or the release's: all sampled, with the negatives."),
         when=SHAPED,
     ),
     *section(

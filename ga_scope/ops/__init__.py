@@ -21,15 +21,18 @@ On a GPU the results are those of the CPU up to rounding, and:
 """
 
 from . import _library  # noqa: F401  (loads the operators; must come first)
-from .deform_conv import DeformConv2d, box_offsets, deform_conv2d
+from ._arguments import refuse_torchscript
+from .deform_conv import DeformConv2d, DeformConv2dPack, ModulatedDeformConv2dPack, box_offsets, deform_conv2d
 from .masked_conv import MaskedConv2d, masked_conv2d
 from .matching import Match, iou_match, location_targets, viou_match
 from .nms import nms_mask
 
 __all__ = [
     "DeformConv2d",
+    "DeformConv2dPack",
     "MaskedConv2d",
     "Match",
+    "ModulatedDeformConv2dPack",
     "box_offsets",
     "deform_conv2d",
     "iou_match",
@@ -38,3 +41,6 @@ __all__ = [
     "nms_mask",
     "viou_match",
 ]
+
+for _function in (deform_conv2d, iou_match, location_targets, masked_conv2d, nms_mask, viou_match):
+    _function.__prepare_scriptable__ = refuse_torchscript(_function.__name__)

@@ -1,23 +1,58 @@
-"""What the operators' Python sides share: argument forms, autocast, the refusal of double backward."""
+"""What the operators' Python sides share: argument forms, autocast, vmap, what is refused and why."""
+
+import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 DISPATCH_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
+def is_integer(value):
+    """Python's, numpy's and torch's symbolic ones."""
+    return isinstance(value, (numbers.Integral, torch.SymInt))
+
+
+def integer(value, name):
+    """An integer of any kind as the operators take it."""
+    if not is_integer(value):
+        raise ValueError(f"{name}: expected an int, got {value!r}")
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+
+
 def pair(value, name):
     """An int or a pair of ints as a list of two."""
-    values = [value, value] if isinstance(value, int) else value
-    if not isinstance(values, (tuple, list)) or len(values) != 2:
+    values = [value, value] if is_integer(value) else value
+    if not isinstance(values, (tuple, list)) or len(values) != 2 or not all(is_integer(v) for v in values):
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
-    return list(values)
+    return [integer(v, name) for v in values]
 
 
 def check_tensor(value, name):
     """Raises TypeError where the argument is not a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_dim(op, name, tensor, dim):
+    """For fake kernels: the message of csrc/check.h."""
+    if tensor.dim() != dim:
+        raise RuntimeError(f"{op}: {name}: expected a {dim}-D tensor, got shape {list(tensor.shape)}")
+
+
+def check_shape(op, name, tensor, shape):
+    """For fake kernels. Sizes that only the data decides are compared when the program runs."""
+    check_dim(op, name, tensor, len(shape))
+    for got, expected in zip(tensor.shape, shape, strict=True):
+        torch._check(got == expected, lambda: f"{op}: {name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def check_dtype(op, name, tensor, allowed):
+    """For fake kernels."""
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise RuntimeError(f"{op}: {name}: expected dtype {names}, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def as_list(value, name):
@@ -100,6 +135,50 @@ def register_autocast(library, name, cast_arguments):
 def leave_alone_under_autocast(library, name):
     """The operator keeps its arguments' types, and the products within it are not cast either."""
     register_autocast(library, name, lambda dtype, *args: args)
+
+
+def loop_under_vmap(name):
+    """The operator's rule under ``torch.vmap``: a call per entry of the mapped dimension, the results stacked."""
+    operator = getattr(torch.ops.ga_scope, name)
+
+    def entry(value, dim, number):
+        if isinstance(dim, (list, tuple)):
+            return [entry(v, d, number) for v, d in zip(value, dim, strict=True)]
+        return value if dim is None else value.select(dim, number)
+
+    def stacked(results):
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        parts = [stacked(list(part)) for part in zip(*results, strict=True)]
+        kind = type(results[0])
+        return kind(value for value, _ in parts), kind(dim for _, dim in parts)
+
+    def rule(info, dims, *args):
+        return stacked(
+            [
+                operator(*[entry(value, dim, number) for value, dim in zip(args, dims, strict=True)])
+                for number in range(info.batch_size)
+            ]
+        )
+
+    torch.library.register_vmap(f"ga_scope::{name}", rule)
+
+
+def refuse_forward_ad(name, tensors):
+    """A tangent (``torch.func.jvp``, ``torch.autograd.forward_ad``) is an error: it would be dropped silently."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError(f"ga_scope::{name}: forward-mode automatic differentiation is not supported")
+
+
+def refuse_torchscript(name):
+    """What ``torch.jit.script`` calls before it compiles a function or module that has it as __prepare_scriptable__."""
+
+    def refuse(*_):
+        raise RuntimeError(f"ga_scope.ops.{name}: TorchScript is not supported: use torch.export, or torch.compile")
+
+    return refuse
 
 
 def refuse_double_backward(name):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from . import _arguments
+from . import _arguments, _convolution
 
 # Shapes: N images, C_in / C_out channels, L locations, G offset groups, K = kh * kw taps,
 # R columns of offset (2 * G * K without offset_weight).
@@ -53,6 +53,7 @@ def deform_conv2d(
     inputs, single = _arguments.as_list(input, "input")
     offsets, _ = _arguments.as_list(offset, "offset")
     masks = [] if mask is None else _arguments.as_list(mask, "mask")[0]
+    _arguments.refuse_forward_ad("deform_conv2d", [*inputs, *offsets, *masks, weight, bias, offset_weight])
     if not inputs or inputs[0].dim() != 4:
         got = list(inputs[0].shape) if inputs else "none"
         raise RuntimeError(f"deform_conv2d: input: expected maps of shape [N, C, H, W], got {got}")
@@ -127,15 +128,6 @@ def _offset_groups(offsets, weight, offset_weight):
     return columns // per_group
 
 
-def _shapes(input, weight, locations, stride, padding, dilation):
-    if locations is not None:
-        return [(locations.shape[0], weight.shape[0])]
-    return [
-        (map.shape[0], weight.shape[0], *_arguments.output_size(map.shape[2:], weight, stride, padding, dilation))
-        for map in input
-    ]
-
-
 @torch.library.register_fake("ga_scope::deform_conv2d")
 def _(
     input,
@@ -152,8 +144,10 @@ def _(
     offset_groups,
     allow_tf32,
 ):
-    shapes = _shapes(input, weight, locations, stride, padding, dilation)
-    outputs = [input[0].new_empty(shape) for shape in shapes]
+    convolution = _convolution.Convolution("deform_conv2d", input, weight, locations, stride, padding, dilation, groups)
+    convolution.check_bias(bias)
+    convolution.check_positions(offset, mask, offset_weight, offset_groups)
+    outputs = [input[0].new_empty(shape) for shape in convolution.output_shapes]
     if locations is not None:
         return outputs
     return [_arguments.keep_memory_format(output, map) for output, map in zip(outputs, input, strict=True)]
@@ -177,6 +171,11 @@ def _(
     want_weight,
     deterministic,
 ):
+    convolution = _convolution.Convolution(
+        "deform_conv2d_backward", input, weight, locations, stride, padding, dilation, groups
+    )
+    convolution.check_positions(offset, mask, offset_weight, offset_groups)
+    convolution.check_per_location("grad_output", grad_output, weight.shape[0])
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
         [item.new_empty(item.shape) for item in offset],
@@ -232,6 +231,8 @@ def _backward(ctx, grad_output):
 
 torch.library.register_autograd("ga_scope::deform_conv2d", _backward, setup_context=_setup_context)
 _arguments.refuse_double_backward("deform_conv2d")
+_arguments.loop_under_vmap("deform_conv2d")
+_arguments.loop_under_vmap("deform_conv2d_backward")
 
 
 def _cast_arguments(dtype, input, offset, weight, bias, mask, offset_weight, *rest):
@@ -255,9 +256,11 @@ _arguments.leave_alone_under_autocast(_library, "deform_conv2d_backward")
 class DeformConv2d(nn.Module):
     """:func:`deform_conv2d` with weights, initialised as :class:`torch.nn.Conv2d`.
 
-    ``forward(input, offset, mask=None, locations=None, offset_weight=None)``; the state dict is that of
-    :class:`torchvision.ops.DeformConv2d`.
+    ``forward(input, offset, mask=None, locations=None, offset_weight=None)``; the constructor, the attributes and
+    the state dict are those of :class:`torchvision.ops.DeformConv2d`.
     """
+
+    __prepare_scriptable__ = _arguments.refuse_torchscript("DeformConv2d")
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
         super().__init__()
@@ -266,18 +269,24 @@ class DeformConv2d(nn.Module):
                 f"groups: expected a divisor of in_channels = {in_channels} and out_channels = {out_channels}, "
                 f"got {groups}"
             )
-        self.stride = _arguments.pair(stride, "stride")
-        self.padding = _arguments.pair(padding, "padding")
-        self.dilation = _arguments.pair(dilation, "dilation")
-        kernel = _arguments.pair(kernel_size, "kernel_size")
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *kernel))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = tuple(_arguments.pair(kernel_size, "kernel_size"))
+        self.stride = tuple(_arguments.pair(stride, "stride"))
+        self.padding = tuple(_arguments.pair(padding, "padding"))
+        self.dilation = tuple(_arguments.pair(dilation, "dilation"))
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
         self.reset_parameters()
 
     def reset_parameters(self):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
+            bound = 1 / math.sqrt(math.prod(self.weight.shape[1:]))
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input, offset, mask=None, locations=None, offset_weight=None) -> Tensor:
@@ -295,8 +304,78 @@ class DeformConv2d(nn.Module):
         )
 
     def extra_repr(self):
-        out_channels, per_group, *kernel = self.weight.shape
-        return (
-            f"{per_group} per group -> {out_channels}, kernel_size={tuple(kernel)}, stride={tuple(self.stride)}, "
-            f"padding={tuple(self.padding)}, dilation={tuple(self.dilation)}, bias={self.bias is not None}"
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}"
         )
+        return f"{text}, groups={self.groups}, bias={self.bias is not None}"
+
+
+class DeformConv2dPack(DeformConv2d):
+    """A deformable convolution that makes its own offsets from its input, by a convolution of the same kernel.
+
+    The names in the state dict are ``weight`` and ``conv_offset``, as in models of mmcv, whose checkpoints load. The
+    offsets start at zero.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as :class:`DeformConv2d`.
+        deform_groups: into how many groups the input's channels are split, each with offsets of its own.
+    """
+
+    COLUMNS_PER_TAP = 2
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        deform_groups=1,
+        bias=False,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        if in_channels % deform_groups:
+            raise ValueError(f"deform_groups: expected a divisor of in_channels = {in_channels}, got {deform_groups}")
+        self.deform_groups = deform_groups
+        columns = self.COLUMNS_PER_TAP * deform_groups * math.prod(self.kernel_size)
+        self.conv_offset = nn.Conv2d(in_channels, columns, self.kernel_size, self.stride, self.padding, self.dilation)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, input) -> Tensor:
+        return super().forward(input, self.conv_offset(input))
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, deform_groups={self.deform_groups}"
+
+
+class ModulatedDeformConv2dPack(DeformConv2dPack):
+    """:class:`DeformConv2dPack` with modulation (v2): ``conv_offset`` makes offsets and, through a sigmoid, weights.
+
+    Its channels are the ``2 * deform_groups * K`` offsets and then the ``deform_groups * K`` weights' logits; a
+    modulation that starts at 1/2 is the paper's (Zhu et al. 2019, section 3.2).
+    """
+
+    COLUMNS_PER_TAP = 3
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        deform_groups=1,
+        bias=True,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bias)
+
+    def forward(self, input) -> Tensor:
+        columns = self.conv_offset(input)
+        offsets = columns.shape[1] // 3 * 2
+        return DeformConv2d.forward(self, input, columns[:, :offsets], columns[:, offsets:].sigmoid())

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from . import _arguments
+from . import _arguments, _convolution
 
 
 def masked_conv2d(
@@ -30,6 +30,8 @@ def masked_conv2d(
         RuntimeError, ValueError: naming the argument, what was expected and what came.
     """
     inputs, single = _arguments.as_list(input, "input")
+    _arguments.refuse_forward_ad("masked_conv2d", [*inputs, weight, bias])
+    groups = _arguments.integer(groups, "groups")
     stride, padding, dilation = (
         _arguments.pair(value, name)
         for value, name in ((stride, "stride"), (padding, "padding"), (dilation, "dilation"))
@@ -88,6 +90,8 @@ def _once(rows, locations, count):
 
 @torch.library.register_fake("ga_scope::masked_conv2d")
 def _(input, weight, bias, locations, stride, padding, dilation, groups, allow_tf32):
+    convolution = _convolution.Convolution("masked_conv2d", input, weight, locations, stride, padding, dilation, groups)
+    convolution.check_bias(bias)
     return weight.new_empty(locations.shape[0], weight.shape[0])
 
 
@@ -105,6 +109,10 @@ def _(
     want_weight,
     deterministic,
 ):
+    convolution = _convolution.Convolution(
+        "masked_conv2d_backward", input, weight, locations, stride, padding, dilation, groups
+    )
+    convolution.check_per_location("grad_output", [grad_output], weight.shape[0])
     return (
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
         weight.new_empty(weight.shape),
@@ -142,6 +150,8 @@ def _backward(ctx, grad_output):
 
 torch.library.register_autograd("ga_scope::masked_conv2d", _backward, setup_context=_setup_context)
 _arguments.refuse_double_backward("masked_conv2d")
+_arguments.loop_under_vmap("masked_conv2d")
+_arguments.loop_under_vmap("masked_conv2d_backward")
 
 
 def _cast_arguments(dtype, input, weight, bias, *rest):
@@ -164,6 +174,8 @@ class MaskedConv2d(nn.Conv2d):
     ``forward(input, mask=None, locations=None, dense=False)``; with neither mask nor locations it is the
     dense convolution.
     """
+
+    __prepare_scriptable__ = _arguments.refuse_torchscript("MaskedConv2d")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

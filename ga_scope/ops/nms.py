@@ -33,6 +33,14 @@ def nms_mask(
     return torch.ops.ga_scope.nms_mask(boxes.detach(), groups, valid, iou_threshold)
 
 
+_arguments.loop_under_vmap("nms_mask")
+
+
 @torch.library.register_fake("ga_scope::nms_mask")
 def _(boxes, groups, valid, iou_threshold):
+    _arguments.check_dim("nms_mask", "boxes", boxes, 3)
+    _arguments.check_shape("nms_mask", "boxes", boxes, [*boxes.shape[:2], 4])
+    for name, flags in (("groups", groups), ("valid", valid)):
+        if flags is not None:
+            _arguments.check_shape("nms_mask", name, flags, boxes.shape[:2])
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)

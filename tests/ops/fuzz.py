@@ -241,11 +241,29 @@ def raw_call():
     pair = lambda: [integers() for _ in range(random.choice([2, 2, 2, 1, 3]))]  # noqa: E731
     x, weight = torch.randn(1, 4, 6, 7), torch.randn(2, 4, 3, 3)
     rows, locations = torch.randn(3, 36), torch.tensor([0, 5, 3])
-    boxes, levels = torch.tensor([[1.0, 2, 20, 30]]), [[integers()], [integers()], [8.0]]
-    some = lambda: (boxes, [integers()])  # noqa: E731
+    several = lambda: random.choice([1, 1, 1, 2, 3, 5])  # noqa: E731
+    levels = [several()] * 3
+    levels = [[integers() for _ in range(n)] for n in levels[:2]] + [[8.0] * levels[2]]
     maybe = lambda value: spoil(value) if random.random() < 0.2 else value  # noqa: E731
     settings = [pair(), pair(), pair(), integers()]
     deformed = [[x], [rows], weight]
+
+    def some():
+        """Boxes, and counts of them per image: mostly such that their sum is right, or right but for an overflow."""
+        count, images = random.choice([0, 1, 3, 6]), several()
+        counts = [integers() for _ in range(images)]
+        if random.random() < 0.7:
+            rest = count - sum(counts[1:])
+            counts[0] = (rest + 2**63) % 2**64 - 2**63 if random.random() < 0.5 else max(0, min(rest, 2**63 - 1))
+        random.shuffle(counts)
+        return random_boxes(count, (40, 50)).float(), counts
+
+    def suppression():
+        batch, count = random.choice([0, 1, 2]), random.choice([0, 1, 7, 40])
+        boxes = random_boxes(batch * count, (30, 30)).float().view(batch, count, 4)
+        groups = torch.randint(-(2**63), 2**63 - 1, (batch, count)) if random.random() < 0.5 else None
+        return [spoil_numbers(boxes), groups, torch.rand(batch, count) < 0.8, random.choice([0.0, 0.5, 1.0])]
+
     calls = (
         (OPS.deform_conv2d, [*deformed, None, [], None, locations, *settings, integers(), False]),
         (
@@ -257,7 +275,7 @@ def raw_call():
         (OPS.viou_match, [*some(), *some(), *levels, None, None, 0.5, 0.0, 0.0]),
         (OPS.iou_match, [*some(), *some(), *some(), 0.5, 0.0]),
         (OPS.location_targets, [*some(), *some(), *levels, 8.0, 0.2, 0.5, 0.5, random.random() < 0.5]),
-        (OPS.nms_mask, [boxes[None], None, torch.tensor([[True]]), 0.5]),
+        (OPS.nms_mask, suppression()),
     )
     operator, arguments = random.choice(calls)
     return operator, [maybe(a) for a in arguments]

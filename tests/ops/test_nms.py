@@ -41,6 +41,28 @@ def test_equals_torchvision(count, device):
             assert torch.equal(kept[b].nonzero()[:, 0], theirs.sort().values)
 
 
+@pytest.mark.parametrize("count, groups", [(1000, 1), (2000, 5), (3000, 80)])
+def test_groups_equal_torchvision_group_by_group(count, groups, device):
+    """Corners on a grid, so that many pairs lie exactly at the threshold; group ids from all of int64."""
+    torchvision = pytest.importorskip("torchvision")
+    corner = torch.randint(60, (1, count, 2)).float()
+    boxes = torch.cat([corner, corner + torch.randint(1, 12, (1, count, 2))], -1)
+    ids = torch.cat([torch.randint(-(2**62), 2**62, (groups - 1,)), torch.tensor([-(2**63)])])
+    group = ids[torch.randint(groups, (1, count))]
+    kept = nms_mask(boxes, 0.5, groups=group)[0]
+    for value in ids:
+        members = (group[0] == value).nonzero()[:, 0]
+        theirs = torchvision.ops.nms(boxes[0, members], torch.arange(len(members), 0, -1.0), 0.5)
+        assert torch.equal(kept[members].nonzero()[:, 0], theirs.sort().values)
+
+
+def test_infinite_and_huge_boxes(device):
+    inf, huge = float("inf"), 3e38
+    boxes = torch.tensor([[-inf, -inf, inf, inf], [0, 0, inf, 1], [-huge, 0, huge, 1], [0, 0, 10, 10], [0, 0, 10, 10]])
+    expected = reference.nms_mask(boxes.cpu(), 0.5, [0] * 5, [True] * 5)
+    assert torch.equal(nms_mask(boxes[None], 0.5)[0].cpu(), expected)
+
+
 def test_a_chain(device):
     """Each box overlaps the next too much, and only that: every other one survives, over many tiles."""
     x = torch.arange(500.0) * 4

@@ -186,7 +186,7 @@ def test_missing_or_broken_library_says_what_and_why(tmp_path, contents):
     for name in ("__init__.py", *(f"ops/{p.name}" for p in (source / "ops").glob("*.py"))):
         (package / name).write_text((source / name).read_text())
     if contents is not None:
-        (package / "_operators.abi3.so").write_bytes(contents)
+        (package / "_operators.so").write_bytes(contents)
         (package / "_build_record.json").write_text(json.dumps(_library.build_record()))
     result = run_python("import ga_scope.ops", PYTHONPATH=str(tmp_path))
     assert "ImportError" in result.stderr
@@ -196,26 +196,36 @@ def test_missing_or_broken_library_says_what_and_why(tmp_path, contents):
         assert "built for: torch" in result.stderr and "found:     torch" in result.stderr
 
 
-@pytest.mark.parametrize("capability", ["portable", "avx2"])
-def test_every_instruction_set_gives_the_same_numbers(capability):
-    """The operators' tests in a process that is held to a lower instruction set."""
-    here = Path(__file__).parent
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", here / "test_deform_conv.py",
-         here / "test_masked_conv.py", here / "test_matching.py", "-k", "not trial or trial0 or definition or matrix"],
-        capture_output=True, text=True, env={**os.environ, "GA_SCOPE_CPU_CAPABILITY": capability},
-    )  # fmt: skip
+def run_tests_with(capability, *arguments):
+    """Of the operators, in a process that is held to an instruction set."""
+    here, environment = Path(__file__).parent, {**os.environ, "GA_SCOPE_CPU_CAPABILITY": capability}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
+@pytest.mark.parametrize("capability", ["portable", "avx2"])
+def test_every_instruction_set_gives_the_same_numbers(capability):
+    names = "test_deform_conv.py", "test_masked_conv.py", "test_matching.py", "test_nms.py"
+    run_tests_with(capability, *names, "-k", "not trial or trial0 or definition or matrix")
+
+
+def test_products_of_bfloat16_keep_the_tolerance():
+    """What AVX512-BF16 and AMX compute, in C++: samples are rounded before they are multiplied. Any processor."""
+    names = "test_precision.py", "test_wide_convolution.py"
+    run_tests_with("bfloat16_reference", *names, "-k", "not viou and not iou and not location_targets and not float64")
+
+
 def test_capability_that_does_not_exist_is_an_error():
-    result = run_python(
-        "import torch; from ga_scope.ops import masked_conv2d as f;"
-        "f(torch.zeros(1,1,3,3), torch.zeros(1,1,3,3), locations=torch.tensor([0]))",
-        GA_SCOPE_CPU_CAPABILITY="mmx",
-        PYTHONPATH=str(Path(ga_scope.__file__).parent.parent),
-    )
-    assert "GA_SCOPE_CPU_CAPABILITY: expected portable, avx2 or avx512" in result.stderr
+    for wrong in ("mmx", "avx512_bf17"):
+        result = run_python(
+            "import torch; from ga_scope.ops import masked_conv2d as f;"
+            "f(torch.zeros(1,1,3,3), torch.zeros(1,1,3,3), locations=torch.tensor([0]))",
+            GA_SCOPE_CPU_CAPABILITY=wrong,
+            PYTHONPATH=str(Path(ga_scope.__file__).parent.parent),
+        )
+        expected = "GA_SCOPE_CPU_CAPABILITY: expected, on this processor, one of bfloat16_reference, portable"
+        assert expected in result.stderr and f"got {wrong}" in result.stderr
 
 
 TF32 = """

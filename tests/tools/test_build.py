@@ -7,6 +7,8 @@ import re
 import stat
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,7 +114,7 @@ def test_kernels_include_little():
     allowed = re.compile(r"cuda_runtime\.h|dlfcn\.h|torch/(csrc/stable|headeronly)/.*|[a-z_]+")
     found = set()
     for file in (ROOT / "csrc").rglob("*"):
-        if file.suffix in (".h", ".cu") and "cpu" not in file.parts:
+        if file.suffix in (".h", ".cu") and "cpu" not in file.relative_to(ROOT).parts:
             found |= set(re.findall(r"#include <(.+)>", file.read_text()))
     assert "cuda_runtime.h" in found and all(map(allowed.fullmatch, found)), sorted(found)
 
@@ -126,3 +128,52 @@ def test_local_memory_is_an_error_unless_listed():
     assert not check.complaint(f"ForEach<{listed}>", stack=most, stores=0, loads=0)
     assert check.complaint(f"ForEach<{listed}>", stack=most + 8, stores=0, loads=0)
     assert check.complaint(f"ForEach<{listed}>", stack=most, stores=4, loads=0)
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", folder]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (archive,) = folder.glob("*.tar.gz")
+    return archive
+
+
+def test_sdist_has_what_the_build_reads(sdist):
+    """Every file of csrc, what setup.py imports, the operators' tests; and nothing that was built."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    tests = {str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "ops").glob("*.py")}
+    assert sources | tests | {"tools/cuda_toolkit.py", "setup.py", "pyproject.toml"} <= names
+    assert not [name for name in names if name.endswith((".so", "_build_record.json", ".pyc"))]
+
+
+def test_wheel_of_the_sdist(sdist, tmp_path):
+    """Built from the sdist alone, and imported where only torch and what it needs are beside it."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"GA_SCOPE_WITH_CUDA": "0"}
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, sdist]
+    built = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"ga_scope-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)  # no symbol of Python's is in it
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert (site / "ga_scope" / "_operators.so").stat().st_size < 2e6
+    code = """
+import torch, ga_scope.ops
+assert ga_scope.ops.__file__.startswith(__import__("sys").prefix), ga_scope.ops.__file__
+x, at = torch.randn(1, 4, 5, 6), torch.tensor([7, 3])
+rows = ga_scope.ops.masked_conv2d(x, torch.ones(2, 4, 1, 1), locations=at)
+torch.testing.assert_close(rows, x.sum(1).flatten()[at, None].expand(2, 2))
+print(ga_scope.ops._library.build_record()["compiler"])
+"""
+    ran = subprocess.run(
+        [venv / "bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr

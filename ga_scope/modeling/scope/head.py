@@ -12,9 +12,9 @@ from .bins import ScopeBins
 
 # Shapes: N images, P locations of an image, C classes, B bins. Sides are left, top, right, bottom.
 
-# exp() of a border regression is bounded to 1000 / 16 times the anchor either way, so that a wild prediction and its loss
-# stay finite.
-SCALE_CLAMP = math.log(1000 / 16)
+# exp() of a border regression is bounded to 1000 / 16 times the anchor, so that a wild prediction stays finite, and from
+# below, far under any distance to a border, so that its loss does.
+LOG_SCALE_BOUNDS = (-16.0, math.log(1000 / 16))
 # log sigma^2 is bounded for the same reason.
 LOG_TEMPERATURE_CLAMP = 8.0
 
@@ -93,7 +93,7 @@ class ScopeHead(nn.Module):
             (..., 4).
         """
         chosen = borders.gather(-1, bins[..., None]).squeeze(-1)
-        return torch.exp2(self.log_anchors[bins]) * torch.exp(chosen.clamp(-SCALE_CLAMP, SCALE_CLAMP))
+        return torch.exp2(self.log_anchors[bins]) * torch.exp(chosen.clamp(*LOG_SCALE_BOUNDS))
 
     def encode(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse: the bin of each distance (...), and t of that bin. Distances must be positive."""
