@@ -499,17 +499,9 @@ class Backward {
   Tensor weight_, offset_weight_;
 };
 
-<<<<<<< HEAD
-ConvolutionGradients backward(const ConvolutionArguments& args, const std::vector<Tensor>& grad_output, bool want_input,
-                              bool want_weight) {
-  const Convolution conv = check_convolution(args);
-  check_fits(args, conv);
-  check_grad_output(args, conv, grad_output);
-=======
 ConvolutionGradients backward(const ConvolutionArguments& args, const Convolution& conv,
                               const std::vector<Tensor>& grad_output, bool want_input, bool want_weight) {
   check_fits(args, conv);
->>>>>>> main
   ConvolutionGradients result;
   visit_dtype(args.input[0].scalar_type(), [&]<class T>(T) {
     const Call<T> call(args, conv);

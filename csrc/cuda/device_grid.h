@@ -146,23 +146,6 @@ struct DeviceBlock {
   __device__ __forceinline__ void arrive(int barrier, int threads) const {
     asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
-
-  template <class Work>
-  __device__ __forceinline__ void each(const Work& work) const {
-    work(thread());
-    __syncthreads();
-  }
-
-  template <class Work>
-  __device__ __forceinline__ void own(const Work& work) const {
-    work(thread());
-  }
-
-  template <class Value>
-  struct PerThread {
-    Value value{};
-    __device__ Value& operator[](int) { return value; }
-  };
 };
 
 // One block per multiprocessor is enough: without that word the compiler spills registers to fit more.

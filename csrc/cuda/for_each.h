@@ -28,7 +28,7 @@ void for_each(const Device& device, const char* name, int64_t count, const Body&
 
 template <class Number>
 struct Fill {
-  Number* numbers;
+  Pointer<Number> numbers;
   Number value;
 
   GA_KERNEL void operator()(int64_t i) const { numbers[i] = value; }

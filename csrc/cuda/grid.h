@@ -11,8 +11,6 @@
 //   block.shared<Shared>()          the block's shared memory, uninitialised
 //   block.sync()                    a barrier of the whole block
 //   block.sync(b, n), arrive(b, n)  a barrier b in [1, 16) of n threads in whole warps: comes and waits, or only comes
-//   block.each(f), block.own(f)     f(thread), then a barrier of the whole block; or without
-//   PerThread<Block, V> v           a V that lives from one each() to the next: v[thread]
 //   block.warp()                    the thread's warp: shuffles, ballots, matrices for the tensor cores
 //
 // Global memory is reached through Pointer<T>, from pointer_to<T>(tensor); several numbers at once through
@@ -32,9 +30,6 @@
 #endif
 
 namespace ga_scope::cuda {
-
-template <class Block, class Value>
-using PerThread = typename Block::template PerThread<Value>;
 
 struct NoShared {};
 

@@ -279,7 +279,6 @@ class SimulatedBlock {
   }
 
   void sync(const Where& where = Where::current()) {
-    note_each();
     if (!mutations.deletes("barrier", where)) state_.arrive(0, threads_, true, true, where);
   }
   void sync(int barrier, int threads, const Where& where = Where::current()) const {
@@ -288,26 +287,6 @@ class SimulatedBlock {
   void arrive(int barrier, int threads, const Where& where = Where::current()) const {
     if (!mutations.deletes("arrival", where)) state_.arrive(barrier, threads, false, false, where);
   }
-
-  // The barrier after a kernel's last each() orders nothing: only one that more work follows is for tests to delete.
-  template <class Work>
-  void each(const Work& work, const Where& where = Where::current()) {
-    note_each();
-    work(thread_);
-    if (!mutations.deletes_unseen("barrier", where)) state_.arrive(0, threads_, true, true, where);
-    last_each_ = where;
-  }
-
-  template <class Work>
-  void own(const Work& work) const {
-    work(thread_);
-  }
-
-  template <class Value>
-  struct PerThread {
-    Value value{};
-    Value& operator[](int) { return value; }
-  };
 
   void copy(void* to, const void* from, size_t bytes) {
     std::memset(to, 0xff, 16);  // what a copy's target holds until it has landed
@@ -332,10 +311,6 @@ class SimulatedBlock {
   }
 
  private:
-  void note_each() {
-    if (last_each_.line()) mutations.note("barrier", last_each_);
-  }
-
   struct Copy {
     void* to;
     const void* from;
@@ -347,7 +322,6 @@ class SimulatedBlock {
   int64_t index_;
   int threads_, thread_;
   unsigned char* memory_;
-  Where last_each_;
   std::vector<Copy> copies_;
   int groups_ = 0;
   friend struct Warp;
@@ -410,10 +384,15 @@ inline void atomic_add4(const Pointer<float>& to, const float (&value)[4]) {
   check_aligned("atomic_add4", to.address(), 16);
   for (int i = 0; i < 4; ++i) to[i] += value[i];
 }
-inline void atomic_max(uint64_t* to, uint64_t value) { *to = std::max(*to, value); }
-inline void atomic_max(int64_t* to, int64_t value) { *to = std::max(*to, value); }
-inline void atomic_min(int64_t* to, int64_t value) { *to = std::min(*to, value); }
-inline uint64_t read_now(const uint64_t* from) { return *from; }
+template <class Integer>
+void atomic_max(const Pointer<Integer>& to, Integer value) {
+  *to = std::max(*to, value);
+}
+template <class Integer>
+void atomic_min(const Pointer<Integer>& to, Integer value) {
+  *to = std::min(*to, value);
+}
+inline uint64_t read_now(const Pointer<uint64_t>& from) { return *from; }
 inline uint64_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -206,6 +206,6 @@ def matching():
         *iou_match(anchors, boxes, ignore_boxes=crowds),
         *viou_match(boxes, *levels, shapes=shapes, min_iou=0.3),
         *viou_match([b.double() for b in boxes], *levels),
-        location_targets(boxes, *levels, ignore_boxes=crowds),
+        *(location_targets(boxes, *levels, rule=rule, ignore_boxes=crowds) for rule in ("paper", "release")),
     ]
     return [t for t in found if isinstance(t, torch.Tensor)]
