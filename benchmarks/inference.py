@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-
 from ga_scope.integrations.torchvision.rcnn import build_model
 from ga_scope.integrations.torchvision.run import setup
+
 from ga_scope.modeling.guided_anchoring import LocationSelection
 
 from . import harness

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .config import class_key, get
 from .data import Dataset, Records, image_record, read_image
-from .data.images import to_rgb
+from .data.images import upright_rgb
 from .engines import Engine, get_engine
 from .errors import DatasetError
 from .modeling.results import ImageResult
@@ -133,7 +133,7 @@ def image_of(image: ImageLike) -> dict:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise DatasetError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
-    image = to_rgb(image)
+    image = upright_rgb(image)
     return {"file_name": "", "image_id": 0, "height": image.height, "width": image.width, "pixels": image}
 
 

@@ -41,11 +41,16 @@ def end_well(main: Callable):
         main()
     except InputError as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {_without_traceback(str(error))}")
     except OSError as error:  # a full disk, a folder that may not be written
         sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def _without_traceback(text: str) -> str:
+    """torch gives an error of a loader's process the traceback there; the last line of it is the error itself."""
+    return text.strip().splitlines()[-1].split(": ", 1)[-1] if text.startswith("Caught ") else text
 
 
 def announce(engine: Engine, device: str, config_file: str):

@@ -46,8 +46,10 @@ def load_config(cfg, config_file, overrides, builtin: bool, hint: str = ""):
     return cfg
 
 
-def _resolve_device(device: str) -> str:
+def _resolve_device(device: str | None) -> str | None:
     """``auto`` resolved; a device that is not there is an error that says what to type."""
+    if device is None:  # which the check of its key refuses
+        return None
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -31,7 +31,7 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: expected keys and their values, got {type(content).__name__}")
     bases, merged = content.pop(BASE, []), {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE}: expected the name of a file, got {base!r}")
         for part in read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve())):

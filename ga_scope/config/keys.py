@@ -36,7 +36,8 @@ def chosen(name: str, *values) -> When:
     known = CHOICES.get(name)
     said = " or ".join(map(str, values))
     return When(
-        f"{name} {said}", lambda cfg: get(cfg, name) in values or (known is not None and get(cfg, name) not in known)
+        f"{name} {said}",
+        lambda cfg, users: get(cfg, name) in values or (users and known is not None and get(cfg, name) not in known),
     )
 
 
@@ -67,10 +68,14 @@ SHAPED = GUIDED & chosen(GA + "SHAPE.ENABLED", True)
 SAMPLED_SHAPES = SHAPED & chosen(GA + "SHAPE.MODE", "sampled")
 FIXED_ANCHORS = SLIDING_RPN | meta("RetinaNet") | (GA_RPN & chosen(GA + "SHAPE.ENABLED", False))
 BINNED = SCOPENET & When(
-    "MODEL.SCOPENET.BINS.NUM above 1", lambda cfg: get(cfg, "MODEL.SCOPENET.BINS.NUM") > 1
+    "MODEL.SCOPENET.BINS.NUM above 1", lambda cfg, users: (get(cfg, "MODEL.SCOPENET.BINS.NUM") or 0) > 1
 )  # fmt: skip
 IN_STEPS = chosen("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")
 CLIPPED = chosen("SOLVER.CLIP_GRADIENTS.ENABLED", True)
+
+# This project's parts, of keys that detectron2's read, too.
+OUR_RPNS = chosen("MODEL.PROPOSAL_GENERATOR.NAME", "StagedRPN", "GuidedAnchoringRPN")
+OUR_RETINANET = GA_RETINANET
 
 # ---- values ----------------------------------------------------------------------------------------
 
@@ -81,15 +86,18 @@ device = Check(
 )
 weights4 = sequence(number(above=0), length=4)
 loss_weight = number(0)
-thresholds = ascending(fraction, length=2)
+overlap = number(above=0, high=1)
+thresholds = ascending(overlap, length=2)
 RES_STAGES = ["res2", "res3", "res4", "res5"]
+norm = one_of("", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "FrozenBN", "GN", "LN")
 
 
-def section(prefix: str, *rows: tuple, when: When | None = None) -> list[Key]:
+def section(prefix: str, *rows: tuple, when: When | None = None, own: When | None = None) -> list[Key]:
     """Keys of a part: (name, default, check, text, {further attributes of the key}) each."""
     keys = []
     for name, default, check, words, *more in rows:
-        keys.append(Key(prefix + name, default, check, words, **({"when": when} | (more[0] if more else {}))))
+        attributes = {"when": when, "own": own} | (more[0] if more else {})
+        keys.append(Key(prefix + name, default, check, words, **attributes))
     return keys
 
 
@@ -105,7 +113,7 @@ KEYS = [
     ),
     *section(
         "DATASETS.",
-        ("REGISTER", [], any_value, "Datasets of your own: a list of [name, annotation file, image folder]."),
+        ("REGISTER", [], sequence(any_value), "Datasets of your own: a list of [name, annotation file, image folder]."),
         ("TRAIN", (), sequence(text), "Names of the datasets to train on: COCO's, registered ones, detectron2's."),
         ("TEST", (), sequence(text), "Names of the datasets to evaluate on."),
         (
@@ -150,7 +158,8 @@ KEYS = [
     *section(
         "SOLVER.",
         ("OPTIMIZER", "SGD", one_of("SGD", "ADAMW"), "detectron2 has SGD."),
-        ("LR_SCHEDULER_NAME", "WarmupMultiStepLR", text, "How the learning rate falls.",
+        ("LR_SCHEDULER_NAME", "WarmupMultiStepLR",
+         one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"), "How the learning rate falls.",
          {"builtin": one_of("WarmupMultiStepLR", "WarmupCosineLR")}),
         ("MAX_ITER", 40000, whole(1), "Steps of training."),
         ("BASE_LR", 0.001, number(above=0), "Learning rate."),
@@ -201,14 +210,14 @@ KEYS = [
         ("FPN.IN_FEATURES", [], sequence(text), "Stages that the pyramid is built on.",
          W | {"builtin": one_of(RES_STAGES, RES_STAGES[1:])}),
         ("FPN.OUT_CHANNELS", 256, whole(1), "Width of the pyramid.", W),
-        ("FPN.NORM", "", text, "Of the pyramid.", W | {"builtin": one_of("", "BN", "GN")}),
+        ("FPN.NORM", "", norm, "Of the pyramid.", W | {"builtin": one_of("", "BN", "GN")}),
         ("FPN.FUSE_TYPE", "sum", one_of("sum", "avg"), "Of the top-down path.", W | {"builtin": one_of("sum")}),
     ),
     *section(
         "MODEL.RESNETS.",
         ("DEPTH", 50, one_of(18, 34, 50, 101, 152), "Layers.", W),
-        ("OUT_FEATURES", ["res4"], features, "Stages that are handed on."),
-        ("NORM", "FrozenBN", text, "Of the ResNet.", W | {"builtin": one_of("FrozenBN", "BN")}),
+        ("OUT_FEATURES", ["res4"], sequence(one_of("stem", *RES_STAGES), least=1), "Stages that are handed on."),
+        ("NORM", "FrozenBN", norm, "Of the ResNet.", W | {"builtin": one_of("FrozenBN", "BN")}),
         ("NUM_GROUPS", 1, whole(1), "ResNeXt's cardinality.", W),
         ("WIDTH_PER_GROUP", 64, whole(1), "ResNeXt's width.", W),
         ("STRIDE_IN_1X1", True, switch, "MSRA's and Caffe2's ResNets stride in the first 1x1.", W),
@@ -232,6 +241,7 @@ KEYS = [
          "Height by width, a list per level.", W),
         ("OFFSET", 0.0, number(0, 1), "Of the anchors in their cells.", W | {"builtin": one_of(0.0)}),
         when=FIXED_ANCHORS,
+        own=OUR_RPNS,
     ),
     *section(
         "MODEL.RPN.",
@@ -254,6 +264,7 @@ KEYS = [
         ("POST_NMS_TOPK_TEST", 1000, whole(1), "Proposals per image."),
         ("NMS_THRESH", 0.7, fraction, "Within a level."),
         when=RPNS,
+        own=OUR_RPNS,
     ),
     *section(
         "MODEL.STAGED_RPN.",
@@ -348,7 +359,7 @@ KEYS = [
         ("NUM_CLASSES", 80, whole(1), "Without the background.", W),
         ("IN_FEATURES", ["res4"], features, "Levels that boxes are pooled from, each half the size of the one before.",
          W),
-        ("IOU_THRESHOLDS", [0.5], ascending(fraction), "A proposal is an object's from this IoU on."),
+        ("IOU_THRESHOLDS", [0.5], ascending(overlap), "A proposal is an object's from this IoU on."),
         ("IOU_LABELS", [0, 1], sequence(whole()), "", {"builtin": one_of([0, 1])}),
         ("BATCH_SIZE_PER_IMAGE", 512, whole(1), "Proposals in the losses' sample."),
         ("POSITIVE_FRACTION", 0.25, fraction, "Of the sample, at most."),
@@ -382,7 +393,7 @@ KEYS = [
         ("NUM_CLASSES", 80, whole(1), "", W),
         ("IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], features, "Levels that boxes come from.", W),
         ("NUM_CONVS", 4, whole(0), "3x3 convolutions of each tower.", W),
-        ("NORM", "", text, "Of the towers.", W | {"builtin": one_of("", "GN")}),
+        ("NORM", "", norm, "Of the towers.", W | {"builtin": one_of("", "GN")}),
         ("PRIOR_PROB", 0.01, fraction, "Probability of every class at the start."),
         ("IOU_THRESHOLDS", [0.4, 0.5], thresholds, "Anchors are negative below the first, positive from the second."),
         ("IOU_LABELS", [0, -1, 1], sequence(whole()), "", {"builtin": one_of([0, -1, 1])}),
@@ -395,6 +406,7 @@ KEYS = [
         ("TOPK_CANDIDATES_TEST", 1000, whole(1), "Of every level, before NMS."),
         ("NMS_THRESH_TEST", 0.5, fraction, "Within a class."),
         when=RETINANETS,
+        own=OUR_RETINANET,
     ),
     *section(
         "MODEL.SCOPENET.",

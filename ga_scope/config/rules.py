@@ -1,4 +1,4 @@
-"""What takes more than one key to be wrong."""
+"""What takes more than one key to be wrong. Of a component that a user registered nothing is."""
 
 import itertools
 
@@ -7,10 +7,12 @@ from .keys import (
     FIXED_ANCHORS,
     GA_RPN,
     GUIDED,
+    LOADED_PROPOSALS,
     LOCATED,
     PRECOMPUTED,
     PROPOSING,
     RCNN,
+    RES_STAGES,
     RESNET,
     RETINANETS,
     RPNS,
@@ -34,6 +36,8 @@ def _wrong(name: str, expected, got, hint: str = ""):
 
 def level_names(cfg) -> list[str] | None:
     """The features that the backbone of a configuration makes, finest first; None where they are not known."""
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        return list(cfg.MODEL.RESNETS.OUT_FEATURES)
     last, stages = LAST_LEVEL.get(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.FPN.IN_FEATURES
     if last is None or not stages or not stages[0].startswith("res"):
         return None
@@ -43,7 +47,7 @@ def level_names(cfg) -> list[str] | None:
 def in_features(cfg) -> dict[str, list[str]]:
     """{key: levels} of the parts that the model has."""
     parts = {"RPN": RPNS, "ROI_HEADS": RCNN, "RETINANET": RETINANETS, "SCOPENET": SCOPENET}
-    return {f"MODEL.{p}.IN_FEATURES": list(cfg.MODEL[p].IN_FEATURES) for p, when in parts.items() if when.holds(cfg)}
+    return {f"MODEL.{p}.IN_FEATURES": list(cfg.MODEL[p].IN_FEATURES) for p, when in parts.items() if when.certain(cfg)}
 
 
 def pixels(cfg, builtin):
@@ -55,7 +59,7 @@ def pixels(cfg, builtin):
 
 def resnet(cfg, builtin):
     keys = cfg.MODEL.RESNETS
-    if not RESNET.holds(cfg):
+    if not RESNET.certain(cfg):
         return
     width = 64 if keys.DEPTH in (18, 34) else 256
     if (builtin or width == 64) and keys.RES2_OUT_CHANNELS != width:
@@ -64,6 +68,10 @@ def resnet(cfg, builtin):
     if missing:
         _wrong("MODEL.RESNETS.OUT_FEATURES", f"all of MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}",
                list(keys.OUT_FEATURES))  # fmt: skip
+    stages = list(cfg.MODEL.FPN.IN_FEATURES)
+    first = RES_STAGES.index(stages[0]) if stages and stages[0] in RES_STAGES else 0
+    if cfg.MODEL.BACKBONE.NAME in LAST_LEVEL and (not stages or stages != RES_STAGES[first:][: len(stages)]):
+        _wrong("MODEL.FPN.IN_FEATURES", "stages that follow one another, from res2 to res5", stages)
 
 
 def levels(cfg, builtin):
@@ -95,8 +103,8 @@ def per_level(cfg, key: str, levels: int) -> list:
 
 
 def anchors(cfg, builtin):
-    if FIXED_ANCHORS.holds(cfg):
-        part = "RETINANET" if RETINANETS.holds(cfg) else "RPN"
+    if FIXED_ANCHORS.certain(cfg):
+        part = "RETINANET" if RETINANETS.certain(cfg) else "RPN"
         found = [per_level(cfg, key, len(cfg.MODEL[part].IN_FEATURES)) for key in ("SIZES", "ASPECT_RATIOS")]
         for key, values in zip(("SIZES", "ASPECT_RATIOS"), found):
             if len({len(value) for value in values}) != 1:
@@ -104,20 +112,26 @@ def anchors(cfg, builtin):
 
 
 def proposals(cfg, builtin):
-    if PROPOSING.holds(cfg):
+    if PROPOSING.certain(cfg):
         name, loaded = cfg.MODEL.PROPOSAL_GENERATOR.NAME, cfg.MODEL.LOAD_PROPOSALS
         if loaded != (name == PRECOMPUTED):
             what = f"True with MODEL.PROPOSAL_GENERATOR.NAME {PRECOMPUTED} and False otherwise"
             _wrong("MODEL.LOAD_PROPOSALS", what, loaded, f" with {name}")
     elif cfg.MODEL.LOAD_PROPOSALS:
         _wrong("MODEL.LOAD_PROPOSALS", f"False with MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}", True)
-    if RCNN.holds(cfg) and "Cascade" not in cfg.MODEL.ROI_HEADS.NAME and len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1:
+    if LOADED_PROPOSALS.certain(cfg):
+        for split in ("TRAIN", "TEST"):
+            files, names = cfg.DATASETS[f"PROPOSAL_FILES_{split}"], cfg.DATASETS[split]
+            if len(files) != len(names):
+                expected = f"{len(names)} files, one for each of DATASETS.{split}"
+                _wrong(f"DATASETS.PROPOSAL_FILES_{split}", expected, len(files))
+    if RCNN.certain(cfg) and "Cascade" not in cfg.MODEL.ROI_HEADS.NAME and len(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS) != 1:
         _wrong("MODEL.ROI_HEADS.IOU_THRESHOLDS", "one threshold", list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS))
 
 
 def staged(cfg, builtin):
     keys = cfg.MODEL.STAGED_RPN
-    if STAGED.holds(cfg) and keys.BEFORE_FPN:
+    if STAGED.certain(cfg) and keys.BEFORE_FPN:
         if keys.STAGES != 2:
             _wrong("MODEL.STAGED_RPN.STAGES", "2 with BEFORE_FPN", keys.STAGES)
         if builtin and cfg.MODEL.BACKBONE.NAME != "build_resnet_fpn_backbone_with_stages":
@@ -127,11 +141,11 @@ def staged(cfg, builtin):
 
 def guided(cfg, builtin):
     ga, prefix = cfg.MODEL.GUIDED_ANCHORING, "MODEL.GUIDED_ANCHORING."
-    if not GUIDED.holds(cfg):
+    if not GUIDED.certain(cfg):
         return
-    if GA_RPN.holds(cfg) and not ga.SHAPE.ENABLED and ga.ADAPTION.OFFSETS == "shape":
+    if GA_RPN.certain(cfg) and not ga.SHAPE.ENABLED and ga.ADAPTION.OFFSETS == "shape":
         _wrong(prefix + "ADAPTION.OFFSETS", "'features' or 'none' where SHAPE.ENABLED is False", "shape")
-    if LOCATED.holds(cfg) and ga.LOCATION.CENTER_RATIO > ga.LOCATION.IGNORE_RATIO:
+    if LOCATED.certain(cfg) and ga.LOCATION.CENTER_RATIO > ga.LOCATION.IGNORE_RATIO:
         _wrong(prefix + "LOCATION.CENTER_RATIO", f"at most IGNORE_RATIO {ga.LOCATION.IGNORE_RATIO}",
                ga.LOCATION.CENTER_RATIO)  # fmt: skip
     if cfg.MODEL.FPN.OUT_CHANNELS % ga.ADAPTION.OFFSET_GROUPS:
@@ -141,15 +155,15 @@ def guided(cfg, builtin):
 
 def scopenet(cfg, builtin):
     keys = cfg.MODEL.SCOPENET
-    if SCOPENET.holds(cfg) and len(keys.TARGETS.RANGES) != len(keys.IN_FEATURES) - 1:
+    if SCOPENET.certain(cfg) and len(keys.TARGETS.RANGES) != len(keys.IN_FEATURES) - 1:
         expected = f"{len(keys.IN_FEATURES) - 1} limits between the {len(keys.IN_FEATURES)} levels of IN_FEATURES"
         _wrong("MODEL.SCOPENET.TARGETS.RANGES", expected, list(keys.TARGETS.RANGES))
 
 
 def group_norms(cfg, builtin):
     """GroupNorm has 32 groups."""
-    parts = {"MODEL.FPN.NORM": True, "MODEL.RETINANET.NORM": RETINANETS.holds(cfg),
-             "MODEL.SCOPENET.NORM": SCOPENET.holds(cfg)}  # fmt: skip
+    parts = {"MODEL.FPN.NORM": True, "MODEL.RETINANET.NORM": RETINANETS.certain(cfg),
+             "MODEL.SCOPENET.NORM": SCOPENET.certain(cfg)}  # fmt: skip
     for key, read in parts.items():
         if read and get(cfg, key) == "GN" and cfg.MODEL.FPN.OUT_CHANNELS % 32:
             _wrong("MODEL.FPN.OUT_CHANNELS", f"a multiple of 32 with {key} GN", cfg.MODEL.FPN.OUT_CHANNELS)
@@ -160,9 +174,9 @@ def ignore_regions(cfg, builtin):
     if builtin or not cfg.DATASETS.IGNORE_REGIONS:
         return
     parts = []
-    if RPNS.holds(cfg) and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
+    if RPNS.certain(cfg) and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN":
         parts.append("MODEL.PROPOSAL_GENERATOR.NAME RPN")
-    if RCNN.holds(cfg) and not cfg.MODEL.ROI_HEADS.NAME.startswith("GuidedAnchoring"):
+    if RCNN.certain(cfg) and not cfg.MODEL.ROI_HEADS.NAME.startswith("GuidedAnchoring"):
         parts.append(f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME}")
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
         parts.append("MODEL.META_ARCHITECTURE RetinaNet")

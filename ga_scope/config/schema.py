@@ -11,16 +11,28 @@ BUILTIN_HINT = ": the built-in engine cannot honour it; detectron2 (--engine det
 
 @dataclass(frozen=True)
 class When:
-    """A condition on a configuration. ``text`` completes "only ... reads it"."""
+    """A condition on a configuration.
+
+    Attributes:
+        text: completes "only ... reads it".
+        test: of a configuration, and what a component that a user registered, of which nothing is known, makes of it.
+    """
 
     text: str
-    holds: Callable[[object], bool]
+    test: Callable[[object, bool], bool]
+
+    def holds(self, cfg) -> bool:
+        """As far as is known: a user's component may read any key."""
+        return self.test(cfg, True)
+
+    def certain(self, cfg) -> bool:
+        return self.test(cfg, False)
 
     def __and__(self, other: "When") -> "When":
-        return When(f"{self.text} with {other.text}", lambda cfg: self.holds(cfg) and other.holds(cfg))
+        return When(f"{self.text} with {other.text}", lambda *args: self.test(*args) and other.test(*args))
 
     def __or__(self, other: "When") -> "When":
-        return When(f"{self.text}, or {other.text},", lambda cfg: self.holds(cfg) or other.holds(cfg))
+        return When(f"{self.text}, or {other.text},", lambda *args: self.test(*args) or other.test(*args))
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Key:
         text: one sentence for people.
         when: the choices that read the key; None: every model and engine does.
         builtin: what the built-in engine takes, where that is less.
+        own: the choices of this project's parts, which take no more than ``builtin`` in either engine.
         weights: whether weights mean something else under another value: it must be the same in evaluation as it was
             in training.
         detectron2_only: the built-in engine has no such key.
@@ -45,6 +58,7 @@ class Key:
     text: str = ""
     when: When | None = None
     builtin: Check | None = None
+    own: When | None = None
     weights: bool = False
     detectron2_only: bool = False
 
@@ -124,7 +138,11 @@ class Schema:
             value = known[key.name]
             if not key.check.accepts(value):
                 raise ConfigError(f"{key.name}: expected {key.check.expected}, got {value!r}")
-            if builtin and key.builtin is not None and not key.builtin.accepts(value):
+            if key.builtin is None or key.builtin.accepts(value):
+                continue
+            if key.own is not None and key.own.certain(cfg):
+                raise ConfigError(f"{key.name}: expected {key.builtin.expected} with {key.own.text}, got {value!r}")
+            if builtin:
                 raise ConfigError(f"{key.name}: expected {key.builtin.expected}, got {value!r}{BUILTIN_HINT}")
         for rule in self.rules:
             rule(cfg, builtin)

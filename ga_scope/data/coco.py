@@ -9,12 +9,13 @@ import os
 from array import array
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from ..errors import DatasetError
-from .dataset import Annotations, Dataset, Texts, clean_boxes, warn_of
+from .dataset import Annotations, Dataset, Texts, clean_boxes, warn_of, without_repeats
 
 KEYS = ("images", "annotations", "categories")
 
@@ -34,8 +35,8 @@ class _Annotation(msgspec.Struct):
     category_id: int | str
     bbox: tuple[float, float, float, float]
     area: float | None = None
-    iscrowd: int | bool | None = None
-    ignore: int | bool | None = None
+    iscrowd: Literal[0, 1] | bool | None = None
+    ignore: Literal[0, 1] | bool | None = None
 
 
 class _Outlined(_Annotation):
@@ -193,7 +194,7 @@ def _images(json_file, entries):
     for i, raw in enumerate(entries):
         try:
             image = _READ_IMAGE(raw)
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:
             image = _loose_image(json_file, i, _entry(json_file, "images", i, raw))
         if image.id in ids:
             raise DatasetError(
@@ -269,7 +270,7 @@ def _annotations(entries, image_ids, category_ids, problems, extras) -> _Columns
     for raw in entries:
         try:
             found = read(raw)
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:  # another kind, or NaN, which is no JSON
             found = _loose(json.loads(bytes(raw)), problems)
             if found is None:
                 continue
@@ -308,7 +309,7 @@ def _loose(entry, problems) -> _Outlined | None:
     flags = []
     for key in ("iscrowd", "ignore"):
         value = entry.get(key)
-        if value is not None and not (_is_number(value) and value in (0, 1)):
+        if value not in (None, 0, 1):
             problems[f"{key} that is neither 0 nor 1 (left out)"] += 1
             return None
         flags.append(None if value is None else int(value))
@@ -326,7 +327,7 @@ def _id(value):
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < 1e300  # False for NaN
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # False for NaN
 
 
 def _extras(found: _Outlined, problems) -> str:
@@ -349,22 +350,9 @@ def _arranged(columns, heights, widths, problems) -> tuple[Annotations, np.ndarr
     areas = np.array(columns.areas, dtype=np.float64)[order]
     crowd, ignore = (np.array(flags, dtype=bool)[order] for flags in (columns.crowd, columns.ignore))
     clipped, usable = clean_boxes(boxes, heights[images], widths[images], problems)
-    twice = _repeated(images, labels, boxes, usable & ~crowd)
-    if twice.any():
-        problems["an object that is there twice (left out)"] += int(twice.sum())
+    usable = without_repeats(images, labels, boxes, usable, crowd, problems)
     own = boxes[:, 2] * boxes[:, 3]
     areas = np.where(np.isfinite(areas) & (areas > 0), areas, own)
     starts = np.searchsorted(images, np.arange(len(heights) + 1))
     extras = Texts(columns.extras[i] for i in order) if columns.extras else None
-    return Annotations(boxes, clipped, labels, areas, crowd, ignore, usable & ~twice, extras), starts
-
-
-def _repeated(images, labels, boxes, counted) -> np.ndarray:
-    """Which of the counted annotations repeat an earlier one: the same image, class and box."""
-    columns = (images, labels, *boxes.T)
-    order = np.lexsort(columns[::-1])  # stable: the first of equals comes first
-    order = order[counted[order]]
-    same = np.all([column[order][1:] == column[order][:-1] for column in columns], 0)
-    twice = np.zeros(len(images), dtype=bool)
-    twice[order[1:][same]] = True
-    return twice
+    return Annotations(boxes, clipped, labels, areas, crowd, ignore, usable, extras), starts

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -127,7 +128,8 @@ class Dataset(Sequence):
             "iscrowd": 0,
         }
         if table.extras is not None:
-            annotation |= usable_extras(json.loads(table.extras[row]))
+            image = int(np.searchsorted(self.starts, row, "right")) - 1
+            annotation |= usable_extras(json.loads(table.extras[row]), self.heights[image], self.widths[image])
         return annotation
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +166,9 @@ class Dataset(Sequence):
     def outlined(self) -> "Dataset":
         """Without the objects that have a box but no outline: a mask head cannot learn them."""
         table = self.annotations
-        outlined = np.array([text.startswith('{"segmentation":') for text in table.extras], dtype=bool)
+        sizes = np.repeat(np.stack([self.heights, self.widths], 1), np.diff(self.starts), 0)
+        found = (usable_extras(json.loads(text), *size) for text, size in zip(table.extras, sizes))
+        outlined = np.array(["segmentation" in extras for extras in found], dtype=bool)
         missing = int((table.usable & ~table.crowd & ~table.ignore & ~outlined).sum())
         if missing:
             logger.warning("%s: %d annotations without an outline (left out, MODEL.MASK_ON)", self.name, missing)
@@ -210,46 +214,92 @@ class Records(Sequence):
 def dataset_of_records(name: str, records: list[dict], classes, extras: bool = False) -> Dataset:
     """A dataset of detectron2's standard dicts, as a registered function gives them.
 
+    They are cleaned as a file is, but a function of somebody's own has to give what the dicts are made of.
+
     Args:
         records: whose boxes are x, y, width, height; ``category_id`` is the position in the classes.
         classes: names, or None: numbers then.
         extras: outlines and keypoints are kept.
 
     Raises:
-        DatasetError: an image without one of the keys that are needed.
+        DatasetError: naming the first image and key that is missing or of another kind.
     """
-    boxes, labels, areas, crowd, ignore, texts, counts = [], [], [], [], [], [], []
+    boxes, labels, areas, crowd, ignore, texts, counts, ids = [], [], [], [], [], [], [], {}
+    most = None if classes is None else len(classes)
     for i, record in enumerate(records):
-        missing = [key for key in ("file_name", "height", "width", "image_id") if key not in record]
-        if missing:
-            raise DatasetError(f"{name}: image {i}: expected {missing[0]!r} in every dict, got {sorted(record)}")
+        ids[_image_id(f"{name}: image {i}", record, ids)] = i
         items = record.get("annotations", [])
+        if not isinstance(items, (list, tuple)):
+            raise DatasetError(f"{name}: image {i}: annotations: expected a list, got {items!r}")
         counts.append(len(items))
-        for item in items:
-            x, y, w, h = item["bbox"]
-            boxes.append((x, y, w, h))
-            labels.append(item["category_id"])
-            areas.append(item.get("area", w * h))
+        for k, item in enumerate(items):
+            box, label = _box_and_label(f"{name}: image {i}: annotations[{k}]", item, most)
+            boxes.append(box)
+            labels.append(label)
+            areas.append(item.get("area", box[2] * box[3]))
             crowd.append(bool(item.get("iscrowd", 0)))
             ignore.append(bool(item.get("ignore", 0)))
-            texts.append(json.dumps({key: item[key] for key in ("segmentation", "keypoints") if key in item}))
+            more = {key: item[key] for key in ("segmentation", "keypoints") if key in item}
+            texts.append(json.dumps(more, default=_plain) if extras else "")
     if classes is None:
         classes = [str(label) for label in range(max(labels, default=-1) + 1)]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     heights, widths = (np.array([r[key] for r in records], dtype=np.int32) for key in ("height", "width"))
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    labels, crowd, ignore = np.array(labels, dtype=np.int32), np.array(crowd, dtype=bool), np.array(ignore, dtype=bool)
     of_images = np.repeat(np.arange(len(records)), counts)
     problems: Counter = Counter()
     clipped, usable = clean_boxes(boxes, heights[of_images], widths[of_images], problems)
+    usable = without_repeats(of_images, labels, boxes, usable, crowd, problems)
     warn_of(name, len(boxes), problems)
-    columns = (np.array(labels, dtype=np.int32), np.array(areas, dtype=np.float64), np.array(crowd, dtype=bool),
-               np.array(ignore, dtype=bool), usable)  # fmt: skip
+    columns = (labels, np.array(areas, dtype=np.float64), crowd, ignore, usable)
     annotations = Annotations(boxes, clipped, *columns, Texts(texts) if extras else None)
-    ids = [record["image_id"] for record in records]
+    files = Texts(os.fspath(r["file_name"]) for r in records)
     return Dataset(
-        name, classes, range(len(classes)), ids, Texts(r["file_name"] for r in records), heights, widths, starts,
-        annotations, True, None,
+        name, classes, range(len(classes)), list(ids), files, heights, widths, starts, annotations, True, None,
     )  # fmt: skip
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _image_id(where: str, record, ids: dict):
+    """Of a dict that has what it needs."""
+    kinds = {
+        "file_name": ("the name of a file", lambda v: isinstance(v, (str, os.PathLike)) and bool(os.fspath(v))),
+        "height": ("a positive number of pixels", lambda v: _is_whole(v) and 1 <= v < 2**31),
+        "width": ("a positive number of pixels", lambda v: _is_whole(v) and 1 <= v < 2**31),
+        "image_id": ("a whole number or text", lambda v: _is_whole(v) or isinstance(v, str)),
+    }
+    for key, (expected, right) in kinds.items():
+        if key not in record:
+            raise DatasetError(f"{where}: expected {key!r} in every dict, got {sorted(record)}")
+        if not right(record[key]):
+            raise DatasetError(f"{where}: {key}: expected {expected}, got {record[key]!r}")
+    image_id = record["image_id"]
+    if image_id in ids:
+        raise DatasetError(f"{where}: image_id: expected another than image {ids[image_id]} has, got {image_id!r}")
+    return image_id if isinstance(image_id, str) else int(image_id)
+
+
+def _box_and_label(where: str, item: dict, classes: int | None):
+    box, label = item.get("bbox"), item.get("category_id")
+    try:
+        values = [float(v) for v in box]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) != 4 or not np.isfinite(values).all():
+        raise DatasetError(f"{where}: bbox: expected four finite numbers, got {box!r}")
+    if not _is_whole(label) or label < 0 or (classes is not None and label >= classes):
+        places = "a whole number" if classes is None else f"the position of a class, 0 to {classes - 1}"
+        raise DatasetError(f"{where}: category_id: expected {places}, got {label!r}")
+    return values, int(label)
+
+
+def _plain(value):
+    """Arrays and pycocotools' bytes as JSON has them."""
+    return value.decode() if isinstance(value, bytes) else np.asarray(value).tolist()
 
 
 def clean_boxes(boxes, heights, widths, problems: Counter) -> tuple[np.ndarray, np.ndarray]:
@@ -270,6 +320,20 @@ def clean_boxes(boxes, heights, widths, problems: Counter) -> tuple[np.ndarray, 
     return np.stack([x1, y1, x2 - x1, y2 - y1], 1), ~empty & ~outside
 
 
+def without_repeats(images, labels, boxes, usable, crowd, problems: Counter) -> np.ndarray:
+    """``usable`` without the objects that are an earlier one again: of the same image, class and box."""
+    columns = (images, labels, *boxes.T)
+    order = np.lexsort(columns[::-1])  # stable: the first of equals comes first
+    order = order[(usable & ~crowd)[order]]
+    same = np.all([column[order][1:] == column[order][:-1] for column in columns], 0)
+    if not same.any():
+        return usable
+    problems["an object that is there twice (left out)"] += int(same.sum())
+    found = usable.copy()
+    found[order[1:][same]] = False
+    return found
+
+
 def warn_of(name: str, count: int, problems: Counter):
     """One line on what a clean-up found."""
     if problems:
@@ -277,12 +341,12 @@ def warn_of(name: str, count: int, problems: Counter):
         logger.warning("%s: of %d annotations: %s", name, count, listed)
 
 
-def usable_extras(extras: dict) -> dict:
-    """Of outline and keypoints what can be trained on: polygons of three points or more, run lengths."""
+def usable_extras(extras: dict, height: int, width: int) -> dict:
+    """Of outline and keypoints what can be trained on: polygons of three points or more, run lengths of the image."""
     found, outline = {}, extras.get("segmentation")
     if isinstance(outline, list):
         outline = [p for p in outline if isinstance(p, list) and len(p) % 2 == 0 and len(p) >= 6 and _numbers(p)]
-    elif not (isinstance(outline, dict) and {"counts", "size"} <= set(outline)):
+    elif not (isinstance(outline, dict) and _are_run_lengths(outline, height, width)):
         outline = None
     if outline:
         found["segmentation"] = outline
@@ -290,6 +354,15 @@ def usable_extras(extras: dict) -> dict:
     if isinstance(keypoints, list) and keypoints and len(keypoints) % 3 == 0 and _numbers(keypoints):
         found["keypoints"] = keypoints
     return found
+
+
+def _are_run_lengths(outline: dict, height: int, width: int) -> bool:
+    counts = outline.get("counts")
+    if outline.get("size") != [height, width]:
+        return False
+    if isinstance(counts, list):
+        return all(type(n) is int and n >= 0 for n in counts) and sum(counts) == height * width
+    return isinstance(counts, str)
 
 
 def _numbers(values) -> bool:

@@ -29,13 +29,27 @@ def open_image(path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                return to_rgb(_upright(file), path)
+                return upright_rgb(file, path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image") from None
     except DatasetError:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files, none with the name
         raise DatasetError(f"{path}: cannot be read as an image: {error or type(error).__name__}") from None
+
+
+def upright_rgb(image: Image.Image, name="image") -> Image.Image:
+    """An image as :func:`open_image` gives it.
+
+    Raises:
+        DatasetError: naming it.
+    """
+    try:
+        return to_rgb(_upright(image), name)
+    except DatasetError:
+        raise
+    except (OSError, ValueError) as error:  # a broken file that nobody has read yet, a mode without a way to RGB
+        raise DatasetError(f"{name}: cannot be read as an image: {error}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:

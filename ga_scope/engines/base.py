@@ -88,6 +88,20 @@ class _Mapped(LoaderDataset):
         return self.mapper(self.records[self.indices[index]])
 
 
+def output_folder(cfg) -> Path:
+    """OUTPUT_DIR, which is made where it is missing.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    path = Path(cfg.OUTPUT_DIR)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {error.strerror}") from None
+    return path
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -130,9 +144,7 @@ class Engine(ABC):
     def begin(self, cfg, config_file: str, eval_only: bool):
         """Before anything else of a run: logging, the configuration in OUTPUT_DIR, seeds."""
         logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", force=True)
-        output = Path(cfg.OUTPUT_DIR)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.yaml").write_text(cfg.dump())
+        (output_folder(cfg) / "config.yaml").write_text(cfg.dump())
 
     def launch(self, function: Callable, args):
         """Runs ``function(args)``, in the processes that the command line asks for."""
@@ -176,8 +188,9 @@ class Engine(ABC):
         for dataset in found:
             if not dataset.annotated:
                 raise DatasetError(f"{dataset.source}: expected COCO annotations with a list 'annotations' to train on")
+        tested = self.test_sets(cfg)
         if class_key(cfg):
-            check_classes(found, self.test_sets(cfg))
+            check_classes(found, tested)
         return found
 
     def test_sets(self, cfg) -> list[Dataset]:

@@ -60,8 +60,8 @@ def read_checkpoint(path: str) -> dict:
 def _line(error) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in text:
-        found = re.search(r"Unsupported (?:global|class|operand|operator)[^.]*\.?|GLOBAL \S+", text)
-        return f"it holds more than tensors, which is not loaded for safety ({found[0] if found else text[:120]})"
+        found = re.search(r"GLOBAL (\S+)", text)
+        return f"it holds more than tensors, which is not loaded for safety ({found[1] if found else text[:120]})"
     return text[:300] or type(error).__name__
 
 

@@ -121,14 +121,16 @@ class _Evaluation(COCOeval):
 
 
 def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
-    """The annotations of a dataset for pycocotools; of ``one_class``: all have the first."""
+    """The annotations of a dataset for pycocotools; of ``one_class``: all have the first.
+
+    Images go by their index: pycocotools sorts the ids, and a file may have numbers and texts.
+    """
     table = dataset.annotations
-    images = [dataset.image(i) for i in range(len(dataset))]
     image_of = np.repeat(np.arange(len(dataset)), np.diff(dataset.starts))
     annotations = [
         {
             "id": i + 1,
-            "image_id": images[image]["image_id"],
+            "image_id": image,
             "category_id": dataset.category_ids[0 if one_class else label],
             "bbox": box,
             "area": area,
@@ -144,7 +146,8 @@ def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
     ]  # fmt: skip
     categories = [{"id": number, "name": name} for number, name in zip(dataset.category_ids, dataset.classes)]
     coco = COCO()
-    images = [{"id": image["image_id"], "height": image["height"], "width": image["width"]} for image in images]
+    sizes = zip(dataset.heights.tolist(), dataset.widths.tolist())
+    images = [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes)]
     coco.dataset = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
@@ -154,6 +157,8 @@ def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
 def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
     """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
     truth = ground_truth(dataset, one_class)
+    index = {dataset.image(i)["image_id"]: i for i in range(len(dataset))}
+    detections = [found | {"image_id": index[found["image_id"]]} for found in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         # loadRes takes no empty list; an index without results does the same.
         found = truth.loadRes(detections) if detections else COCO()

@@ -115,7 +115,7 @@ class GuidedAnchors:
     boxes: Tensor  # (A, 4) the anchors at active locations
     scores: Tensor  # (A,) their location probabilities
     levels: Tensor  # (A,)
-    regressed: Tensor  # (A, 4) what box regression makes of them
+    regressed: Tensor  # (A, 4) what box regression makes of them, clipped to the image
 
 
 @dataclass
@@ -169,7 +169,7 @@ def image_results(results: Results, network_sizes, file_sizes) -> list[ImageResu
             origins.append(places.cpu()[kept])
     for n, (image, factor) in enumerate(zip(found, factors)):
         if isinstance(results.maps, AnchorMaps):
-            image.guided = _guided(results.maps, n, factor)
+            image.guided = _guided(results.maps, n, factor, file_sizes[n])
         elif isinstance(results.maps, ScopeMaps):
             image.scopes = _scopes(results.maps, n, factor, origins[n], image.classes)
     return found
@@ -177,13 +177,17 @@ def image_results(results: Results, network_sizes, file_sizes) -> list[ImageResu
 
 def _in_file(boxes, factor, size):
     """Boxes in pixels of the file, and which are left: clipping may leave nothing of one."""
-    height, width = size
-    boxes = (boxes * factor.repeat(2)).clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    boxes = _clipped(boxes, factor, size)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
     return boxes[kept], kept
 
 
-def _guided(maps: AnchorMaps, image: int, factor: Tensor) -> GuidedAnchors:
+def _clipped(boxes, factor, size):
+    height, width = size
+    return (boxes * factor.repeat(2)).clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+
+
+def _guided(maps: AnchorMaps, image: int, factor: Tensor, size: tuple[int, int]) -> GuidedAnchors:
     pyramid, per_location = maps.pyramid, maps.anchors.shape[1] // maps.pyramid.locations
     probability, everywhere = maps.probability[image].cpu(), maps.anchors[image].cpu() * factor.repeat(2)
     chosen = maps.active // pyramid.locations == image
@@ -199,7 +203,7 @@ def _guided(maps: AnchorMaps, image: int, factor: Tensor) -> GuidedAnchors:
         boxes=everywhere[rows],
         scores=probability[active].repeat_interleave(per_location),
         levels=levels[active].repeat_interleave(per_location),
-        regressed=maps.boxes[chosen.repeat_interleave(per_location)].cpu() * factor.repeat(2),
+        regressed=_clipped(maps.boxes[chosen.repeat_interleave(per_location)].cpu(), factor, size),
     )
 
 

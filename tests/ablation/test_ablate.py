@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from ga_scope.ablation.queue import ordered_runs
+from ga_scope.ablation.repeat import run_missing, run_tables
 from ga_scope.ablation.report import as_dict, as_markdown
-from ga_scope.ablation.runs import Run, RunFailed, Suite, write_atomically
+from ga_scope.ablation.runs import Run, RunFailed, Suite
 from ga_scope.ablation.table import AR, Row, Table
 from ga_scope.ablation.tables import GA_RPN, RPN, tables
-from ga_scope.config import ConfigError
 from ga_scope.data import make_shapes
-from ga_scope.integrations.torchvision.models import build_model
-from ga_scope.integrations.torchvision.run import setup
+from ga_scope.engines import get_engine
+from ga_scope.errors import ConfigError
+from ga_scope.evaluation.report import write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +45,7 @@ def opts_of(suite, run):
 
 @pytest.mark.parametrize("dataset", ["coco", "shapes"])
 def test_every_row_is_a_model_that_builds(dataset, tmp_path):
-    suite, seen = Suite(dataset, tmp_path, "torchvision"), set()
+    suite, seen, engine = Suite(dataset, tmp_path, "torchvision"), set(), get_engine("torchvision")
     for run in all_runs():
         config, opts = opts_of(suite, run)
         assert (ROOT / config).exists(), config
@@ -52,7 +53,9 @@ def test_every_row_is_a_model_that_builds(dataset, tmp_path):
         # Table 7 differs in numbers of the ROI heads only.
         if run.kind == "train" and key not in seen and dataset == "shapes" and "fast_rcnn_" not in run.name:
             seen.add(key)
-            build_model(setup(str(ROOT / config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts]))
+            files = ["DATASETS.PROPOSAL_FILES_TRAIN", "('a',)", "DATASETS.PROPOSAL_FILES_TEST", "('b',)"]
+            opts += files if run.proposals else []
+            engine.build(engine.setup(str(ROOT / config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts]))
 
 
 def test_the_papers_numbers():
@@ -101,19 +104,21 @@ def test_scopenets_scores_share_a_training(tmp_path):
 
 def test_one_stage_detectors_are_compared_on_one_schedule_with_equal_towers():
     names = ("scopenet", "scopenet_direct", "retinanet", "ga_retinanet")
-    scope, *others = (setup(str(ROOT / f"configs/shapes/{name}_R_18_FPN.yaml")) for name in names)
-    for other in others:
+    engine = get_engine("torchvision")
+    scope, *others = (engine.setup(ROOT / f"configs/shapes/{name}_R_18_FPN.yaml") for name in names)
+    for name, other in zip(names[1:], others):
         for section in ("SOLVER", "INPUT", "DATASETS", "DATALOADER"):
             assert scope[section] == other[section], section
         assert scope.MODEL.FPN == other.MODEL.FPN
+        part = other.MODEL["SCOPENET" if "scopenet" in name else "RETINANET"]
         for key in ("NUM_CONVS", "NORM", "NUM_CLASSES"):
-            assert scope.MODEL.SCOPENET[key] == other.MODEL.RETINANET[key], key
+            assert scope.MODEL.SCOPENET[key] == part[key], key
 
 
 def written_once(path, text):
     """The script at ``path``; commands are asked for while an earlier run reads its own."""
     if not path.exists():
-        write_atomically(path, text)
+        write_text(path, text)
     return str(path)
 
 
@@ -140,10 +145,10 @@ def fake_table(names):
 
 def test_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
     suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
-    tool().run_tables(suite, {"x": table}, [0, 1])
+    run_tables(suite, {"x": table}, [0, 1])
     first = capsys.readouterr().out
     assert "[1/4]" in first and "[4/4, about" in first
-    tool().run_tables(suite, {"x": table}, [0, 1])
+    run_tables(suite, {"x": table}, [0, 1])
     assert "[1/" not in capsys.readouterr().out
     content = json.loads((tmp_path / "shapes" / "table_x.json").read_text())
     assert content["rows"][1]["measured"] == {"AR100": [2.0, 3.0]} and content["rows"][1]["seeds"] == [0, 1]
@@ -152,15 +157,15 @@ def test_runs_what_is_missing_and_nothing_twice(tmp_path, capsys):
     result = tmp_path / "shapes" / "a" / "seed0" / "result.json"
     stale = json.loads(result.read_text()) | {"command": ["something", "else"]}
     result.write_text(json.dumps(stale))
-    tool().run_tables(suite, {"x": table}, [0, 1])
+    run_tables(suite, {"x": table}, [0, 1])
     assert "[1/1]" in capsys.readouterr().out
 
 
 def test_only_some_rows_and_report(tmp_path, capsys):
     suite, table = FakeSuite("shapes", tmp_path, "torchvision"), fake_table(["a", "bb"])
-    tool().run_tables(suite, {"x": table}, [0], report_only=True)
+    run_tables(suite, {"x": table}, [0], report_only=True)
     assert "| a | – | not run | 50 |" in capsys.readouterr().out
-    tool().run_tables(suite, {"x": table}, [0], ["bb"])
+    run_tables(suite, {"x": table}, [0], ["bb"])
     out = capsys.readouterr().out
     assert "[1/1]" in out and "| a | – | not run | 50 |" in out and "| bb | 2.0 | 0 | 50 |" in out
 
@@ -168,7 +173,7 @@ def test_only_some_rows_and_report(tmp_path, capsys):
 def test_a_run_that_fails_is_named_with_its_log(tmp_path):
     suite = FakeSuite("shapes", tmp_path, "torchvision")
     with pytest.raises(RunFailed, match="fails: exit code 1; the end of .*log.txt:\nbroken on purpose"):
-        tool().run_tables(suite, {"x": fake_table(["fails"])}, [0])
+        run_tables(suite, {"x": fake_table(["fails"])}, [0])
     assert suite.result(Run("fails", "rpn"), 0) is None
 
 
@@ -196,7 +201,7 @@ def test_side_by_side(tmp_path, capsys):
         Row("c", third, ()),
     ]
     suite = TimedSuite("shapes", tmp_path, "torchvision")
-    tool().run_missing(suite, rows, [0], jobs=2)
+    run_missing(suite, rows, [0], jobs=2)
     assert capsys.readouterr().out.count("[") == 5
     times = {run.name: suite.result(run, 0)["metrics"] for run, _ in ordered_runs(rows, [0])}
     assert len(times) == 5
@@ -220,7 +225,7 @@ def test_a_failure_ends_the_runs_beside_it(tmp_path):
 
     suite, began = OneFails("shapes", tmp_path, "torchvision"), time.time()
     with pytest.raises(RunFailed, match="exit code 3"):
-        tool().run_missing(suite, [Row(name, Run(name, "rpn"), ()) for name in "ab"], [0], jobs=2)
+        run_missing(suite, [Row(name, Run(name, "rpn"), ()) for name in "ab"], [0], jobs=2)
     assert time.time() - began < 30
 
 
@@ -234,7 +239,7 @@ def test_kills_change_nothing(tmp_path):
         if child == 0:
             with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
                 suite = FakeSuite("shapes", folder, "torchvision")
-                tool().run_tables(suite, {"x": fake_table(names)}, [0, 1])
+                run_tables(suite, {"x": fake_table(names)}, [0, 1])
             os._exit(0)
         return child
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from ga_scope.data import load_coco_json
-from ga_scope.errors import DatasetError
 from ga_scope.data.importers import FINDINGS, ImportOptions, import_dataset
 from ga_scope.data.importers.pictures import Picture
+from ga_scope.errors import DatasetError
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,12 +8,44 @@ from pathlib import Path
 import pytest
 import torch
 
+from ga_scope.cli import end_well, train_net
 from ga_scope.data import make_shapes
-from ga_scope.integrations.torchvision import run as builtin
-from ga_scope.integrations.torchvision.checkpoint import to_detectron2
-from ga_scope.integrations.torchvision.models import build_model
+from ga_scope.engines import get_engine
+from ga_scope.engines.checkpoint import Checkpointer
 
 ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+# For parametrize: a test of each engine. Without detectron2 its half is skipped, with a reason.
+ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+SHAPES = [p.stem.removesuffix("_R_18_FPN") for p in sorted((CONFIGS / "shapes").glob("[!B]*.yaml"))]
+# test_fast_rcnn.py trains those that read proposals.
+TRAINABLE = [name for name in SHAPES if "fast_rcnn" not in name and "finetune" not in name]
+
+
+def config(name):
+    """Of configs/shapes."""
+    return str(CONFIGS / "shapes" / f"{name}_R_18_FPN.yaml")
+
+
+def main(arguments):
+    """``train_net.py`` with these arguments, up to its exit: the metrics per dataset."""
+    found = {}
+    end_well(lambda: found.update(train_net(arguments)))
+    return found
+
+
+def run(name, engine, opts, *flags):
+    """``train_net.py`` for a configuration of configs/shapes."""
+    return main(["--config-file", config(name), "--engine", engine, *flags, *opts])
+
+
+def setup(name, opts=(), engine="torchvision"):
+    return get_engine(engine).setup(config(name), opts)
+
+
+def built(name, opts=(), engine="torchvision"):
+    """A configuration's model with fresh weights."""
+    return get_engine(engine).build(setup(name, ["MODEL.DEVICE", "cpu", *opts], engine))
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +77,21 @@ def image_size(pixels):
     }
 
 
-def overrides(shapes, output, **more):
-    """Command-line overrides for a short training of a configuration of configs/shapes on the tiny dataset."""
-    entries = [
+def entries(shapes):
+    """DATASETS.REGISTER of the tiny dataset."""
+    return [
         [f"{split}_{shapes.parent.name}", str(shapes / "annotations" / f"instances_{split}.json"), str(shapes / split)]
         for split in ("train", "val")
     ]
+
+
+def overrides(shapes, output, **more):
+    """Command-line overrides for a short training of a configuration of configs/shapes on the tiny dataset."""
+    train, val = (entry[0] for entry in entries(shapes))
     settings = {
-        "DATASETS.REGISTER": entries,
-        "DATASETS.TRAIN": (entries[0][0],),
-        "DATASETS.TEST": (entries[1][0],),
+        "DATASETS.REGISTER": entries(shapes),
+        "DATASETS.TRAIN": (train,),
+        "DATASETS.TEST": (val,),
         "DATALOADER.NUM_WORKERS": 0,
         **image_size(64),
         "MODEL.DEVICE": "cpu",
@@ -70,14 +107,14 @@ def overrides(shapes, output, **more):
 STEPS = 20
 
 
-def short_training(shapes, output, **more):
+def short_training(name, shapes, output, **more):
     """Overrides for twenty steps of a narrow model."""
     settings = {
         "SOLVER.MAX_ITER": STEPS,
         "MODEL.FPN.OUT_CHANNELS": 64,  # two channels in each of GN's 32 groups
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32,
     }
+    if "rcnn" in name or "finetune" in name:
+        settings |= {"MODEL.ROI_BOX_HEAD.FC_DIM": 64, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 32}
     return overrides(shapes, output, **(settings | more))
 
 
@@ -134,9 +171,26 @@ def randomise(model, seed=0):
     return model
 
 
-def config(name):
-    """Of configs/shapes."""
-    return str(ROOT / "configs" / "shapes" / f"{name}_R_18_FPN.yaml")
+def random_weights(name, opts, folder, seed=0, change=None, classes=None):
+    """The options with MODEL.WEIGHTS: random ones everywhere, which ``change(model)`` may change further.
+
+    ``classes`` are the names that travel with them.
+    """
+    engine = get_engine("torchvision")
+    cfg = engine.setup(config(name), opts)
+    model = randomise(engine.build(cfg), seed)
+    if change is not None:
+        change(model)
+    checkpointer = Checkpointer(cfg, model, engine.named_state, folder, classes)
+    return [*opts, "MODEL.WEIGHTS", str(checkpointer.save("random"))]
+
+
+def photos(shapes):
+    """Dicts of the validation images."""
+    return [
+        {"file_name": str(path), "image_id": i, "height": 128, "width": 128}
+        for i, path in enumerate(sorted((shapes / "val").glob("*.jpg")))
+    ]
 
 
 def tool(name):
@@ -152,6 +206,4 @@ def random_rpn(shapes, tmp_path_factory):
     """A GA-RPN with random weights, and options that make it give proposals."""
     folder = tmp_path_factory.mktemp("rpn")
     opts = overrides(shapes, folder, **{"MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD": 0.0})
-    model = randomise(build_model(builtin.setup(config("ga_rpn"), opts)))
-    torch.save({"model": to_detectron2(model.state_dict())}, folder / "rpn.pth")
-    return [*opts, "MODEL.WEIGHTS", str(folder / "rpn.pth")]
+    return random_weights("ga_rpn", opts, folder)

@@ -1,24 +1,18 @@
 """ScopeNet as a ``torch.export`` program."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from ga_scope.integrations.torchvision.export import SingleImage, export_detector
-from ga_scope.integrations.torchvision.models import build_model
-from ga_scope.integrations.torchvision.run import setup
+from ga_scope.engines.torchvision.export import SingleImage, export_detector
 
-from .conftest import randomise
-
-CONFIG = str(Path(__file__).parents[2] / "configs" / "shapes" / "scopenet_R_18_FPN.yaml")
+from .conftest import built, randomise
 
 
 @pytest.mark.parametrize("rescore", ["mean", "distribution"])
 def test_whole_model_exports_with_dynamic_size(rescore):
     """Backbone, head, top-k, decoding and NMS in one program, for images of any size, with many detections or none."""
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.SCOPENET.PRIOR_PROB", "0.3", "MODEL.SCOPENET.RESCORE", rescore]
-    model = randomise(build_model(setup(CONFIG, opts))).eval()
+    opts = ["MODEL.SCOPENET.PRIOR_PROB", "0.3", "MODEL.SCOPENET.RESCORE", rescore]
+    model = randomise(built("scopenet", opts)).eval()
     program = export_detector(model).module()
     counts = set()
     for size in ((3, 160, 160), (3, 192, 384), (3, 448, 224), (3, 832, 1344)):
@@ -34,6 +28,6 @@ def test_whole_model_exports_with_dynamic_size(rescore):
 
 
 def test_a_program_without_detections():
-    model = build_model(setup(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.SCOPENET.SCORE_THRESH_TEST", "0.999"])).eval()
+    model = built("scopenet", ["MODEL.SCOPENET.SCORE_THRESH_TEST", "0.999"]).eval()
     boxes, scores, classes = export_detector(model).module()(torch.zeros(3, 192, 192))
     assert boxes.shape == (0, 4) and scores.shape == classes.shape == (0,)

@@ -1,84 +1,147 @@
-"""The tools that run a trained model: explain.py and measure_speed.py, in both engines."""
+"""The tools that run a trained model, in both engines."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
-from ga_scope.config import ConfigError
-from ga_scope.integrations.torchvision.checkpoint import to_detectron2
-from ga_scope.integrations.torchvision.models import build_model
-from ga_scope.integrations.torchvision.run import setup
+from ga_scope import Detector
+from ga_scope.errors import ConfigError
 
-from .conftest import config, overrides, tool
-
-ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
+from .conftest import ENGINES, ROOT, config, overrides, random_weights, tool
 
 
 @pytest.fixture(scope="module")
 def random_detector(shapes, tmp_path_factory):
-    """Options of a GA-Faster R-CNN with the weights that it is born with."""
+    """Options of a GA-Faster R-CNN with random weights that are sure of nothing; its file says no class names."""
     folder = tmp_path_factory.mktemp("detector")
-    opts = overrides(shapes, folder)
-    model = build_model(setup(config("ga_faster_rcnn"), opts))
-    torch.save({"model": to_detectron2(model.state_dict())}, folder / "model.pth")
-    return [*opts, "MODEL.WEIGHTS", str(folder / "model.pth")]
+    return random_weights("ga_faster_rcnn", overrides(shapes, folder), folder)
+
+
+def arguments(name, engine, *flags):
+    return ["--config-file", config(name), "--engine", engine, *map(str, flags)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_explain(engine, shapes, random_rpn, tmp_path, capsys):
-    arguments = ["--config-file", config("ga_rpn"), "--engine", engine, "--dataset", f"val_{shapes.parent.name}"]
-    tool("explain").main([*arguments, "--limit", "4", "--output", str(tmp_path / "e.json"), *random_rpn])
-    printed, content = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
+def test_explain_of_guided_anchors(engine, shapes, random_rpn, tmp_path, capsys):
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--limit", 4, "--output", tmp_path / "new" / "e.json"]
+    tool("explain").main([*arguments("ga_rpn", engine, *flags), *random_rpn])
+    printed, content = capsys.readouterr().out, json.loads((tmp_path / "new" / "e.json").read_text())
     assert content["objects"] > 0 and f"{content['objects']} objects in 4 images" in printed
     assert "objects found at each stage" in printed and content["suggestions"][0] in printed
     # Every location is active here: what is reachable has its location.
     assert content["active_fraction_per_level"] == [1] * 5
     assert content["recall"]["reachable"] == content["recall"]["location"]
-
-
-def test_explain_needs_guided_anchors(shapes, tmp_path):
-    class Predictor:
-        model, tap = build_model(setup(config("rpn"), overrides(shapes, tmp_path))), None
-
-    with pytest.raises(ConfigError, match="PROPOSAL_GENERATOR.NAME: expected GuidedAnchoringRPN"):
-        tool("explain").diagnose(Predictor, [])
+    assert "as found" not in content  # it knows no classes
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_explain_detections(engine, shapes, random_detector, tmp_path, capsys):
-    arguments = ["--config-file", config("ga_faster_rcnn"), "--engine", engine]
-    arguments += ["--dataset", f"val_{shapes.parent.name}", "--limit", "4", "--output", str(tmp_path / "e.json")]
-    tool("explain_detections").main([*arguments, *random_detector])
+def test_explain_of_a_detector(engine, shapes, random_detector, tmp_path, capsys):
+    """One with a GA-RPN has both parts."""
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--limit", 4, "--output", tmp_path / "e.json"]
+    tool("explain").main([*arguments("ga_faster_rcnn", engine, *flags), *random_detector])
     printed, content = capsys.readouterr().out, json.loads((tmp_path / "e.json").read_text())
     assert "as found" in printed and "wrong classes cost" in printed
     assert content["true boxes"]["AP"] >= content["as found"]["AP"] >= 0
+    assert "objects found at each stage" in printed and content["objects"] > 0
 
 
-def test_explain_detections_needs_a_detector(random_rpn):
-    with pytest.raises(ConfigError, match="META_ARCHITECTURE: expected a detector .*, got ProposalNetwork"):
-        arguments = ["--config-file", config("ga_rpn"), "--engine", "torchvision", "--dataset", "any"]
-        tool("explain_detections").main([*arguments, *random_rpn])
+def test_explain_of_a_detector_without_guided_anchors(shapes, tmp_path, capsys):
+    opts = random_weights("scopenet", overrides(shapes, tmp_path), tmp_path)
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--limit", 2, "--output", tmp_path / "e.json"]
+    tool("explain").main([*arguments("scopenet", "torchvision", *flags), *opts])
+    assert "objects found at each stage" not in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "e.json").read_text())) == {"as found", "one class", "true classes", "true boxes"}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_explain_needs_guided_anchors_or_classes(engine, shapes, tmp_path):
+    opts = random_weights("rpn", overrides(shapes, tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match="PROPOSAL_GENERATOR.NAME: expected GuidedAnchoringRPN, or a detector"):
+        tool("explain").main([*arguments("rpn", engine, "--dataset", f"val_{shapes.parent.name}"), *opts])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_dumps_need_proposals(engine, shapes, tmp_path):
+    opts = random_weights("scopenet", overrides(shapes, tmp_path), tmp_path)
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--output", tmp_path / "p.npz"]
+    with pytest.raises(ConfigError, match="MODEL.META_ARCHITECTURE: expected a model that makes proposals"):
+        tool("dump_proposals").main([*arguments("scopenet", engine, *flags), *opts])
+    assert not (tmp_path / "p.npz").exists() and not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_visualize_photos_without_the_dataset(engine, shapes, random_detector, tmp_path, monkeypatch, capsys):
-    """A folder of images and a checkpoint are enough. Classes are numbers then: their names are in the annotations."""
+    """A folder of images and a checkpoint are enough. Classes are numbers where the file has no names."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    arguments = ["--config-file", config("ga_faster_rcnn"), "--engine", engine, "--input", str(shapes / "val")]
-    arguments += ["--output", str(tmp_path / "pictures"), "--limit", "2", *random_detector]
-    arguments += ["DATASETS.TEST", "('coco_2017_val',)"]
-    monkeypatch.setattr("sys.argv", ["visualize.py", *arguments])
-    tool("visualize").main()
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
-    assert "classes by number" in capsys.readouterr().out
+    flags = ["--input", shapes / "val", "--output", tmp_path / "pictures", "--limit", 2, "--score-thresh", 0]
+    opts = [*random_detector, "DATASETS.TEST", "('coco_2017_val',)"]
+    tool("visualize").main([*arguments("ga_faster_rcnn", engine, *flags), *opts])
+    assert "2 pictures in " in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["000000.jpg.png", "000001.jpg.png"]
+    for path in (tmp_path / "pictures").iterdir():
+        with Image.open(path) as image:
+            assert image.width > 1000 and len(image.getcolors(1 << 24)) > 50  # four panels
+    detector = Detector(config("ga_faster_rcnn"), overrides=opts, engine=engine)
+    assert detector.classes == ("0", "1", "2", "3", "4")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_measure_speed(engine, random_rpn, tmp_path, monkeypatch, capsys):
-    output = tmp_path / "speed.json"
-    arguments = ["--config-file", config("ga_rpn"), "--engine", engine, "--limit", "5", "--output", str(output)]
-    monkeypatch.setattr("sys.argv", ["measure_speed.py", *arguments, *random_rpn])
-    tool("measure_speed").main()
+def test_visualize_a_dataset(engine, shapes, random_rpn, tmp_path, capsys):
+    """All of its images, unless told otherwise."""
+    flags = ["--input", f"val_{shapes.parent.name}", "--output", tmp_path / "pictures"]
+    tool("visualize").main([*arguments("ga_rpn", engine, *flags), *random_rpn])
+    assert "10 pictures in " in capsys.readouterr().out
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_measure_speed(engine, random_rpn, tmp_path, capsys):
+    output = tmp_path / "new" / "speed.json"
+    tool("measure_speed").main([*arguments("ga_rpn", engine, "--limit", 5, "--output", output), *random_rpn])
     speed = json.loads(output.read_text())["images_per_second"]
     assert f"{speed:.1f} images / s" in capsys.readouterr().out and speed > 0
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("explain", ["--dataset", "nowhere"]),
+        ("dump_proposals", ["--dataset", "nowhere", "--output", "p.npz"]),
+        ("visualize", ["--input", "nowhere", "--output", "pictures"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_on_the_way_out(name, flags, random_rpn, tmp_path):
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments("ga_rpn", "torchvision", *flags)]
+    done = subprocess.run([*command, *random_rpn], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("DatasetError: DATASETS: no dataset 'nowhere'; known: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_proposal_file_has_one_of_two_endings(shapes, random_rpn, tmp_path):
+    from ga_scope.errors import DatasetError
+
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--output", tmp_path / "p.csv"]
+    with pytest.raises(DatasetError, match="p.csv: expected a name that ends in .npz or .pkl"):
+        tool("dump_proposals").main([*arguments("ga_rpn", "torchvision", *flags), *random_rpn])
+
+
+def test_nothing_but_the_model_takes_time_in_a_dump(shapes, random_rpn, tmp_path, monkeypatch):
+    """The head runs once for every image: one call of the model, none of its parts besides."""
+    calls = []
+    forward = torch.nn.Module.__call__
+
+    def counted(self, *args, **kwargs):
+        if type(self).__name__ == "GuidedAnchorRPN":
+            calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--output", tmp_path / "p.npz"]
+    tool("dump_proposals").main([*arguments("ga_rpn", "torchvision", *flags), *random_rpn])
+    assert len(calls) == 10

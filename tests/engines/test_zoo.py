@@ -1,25 +1,30 @@
-"""Files of detectron2's model zoo in the built-in engine."""
+"""Files of detectron2's model zoo, in both engines."""
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ga_scope.checkpoint import CheckpointError
-from ga_scope.integrations.torchvision import run as builtin
-from ga_scope.integrations.torchvision import zoo
-from ga_scope.integrations.torchvision.checkpoint import BuiltinCheckpointer, to_detectron2
-from ga_scope.integrations.torchvision.models import build_model
+from ga_scope.engines import get_engine, weights
+from ga_scope.engines.checkpoint import Checkpointer
+from ga_scope.errors import CheckpointError
 
-from .conftest import randomise
+from .conftest import CONFIGS, ENGINES, randomise
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "COCO-Detection" / "ga_rpn_R_50_FPN_1x.yaml")
+CONFIG = str(CONFIGS / "COCO-Detection" / "ga_rpn_R_50_FPN_1x.yaml")
 
 
-def model():
-    return build_model(builtin.setup(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
+def model(name="torchvision"):
+    """Of an engine; and what loads its weights."""
+    engine = get_engine(name)
+    cfg = engine.setup(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    built = engine.build(cfg)
+    return built, Checkpointer(cfg, built, engine.named_state)
+
+
+def state_of(name, built):
+    return get_engine(name).named_state(built)
 
 
 def caffe2_name(name):
@@ -39,49 +44,48 @@ def caffe2_name(name):
 @pytest.fixture
 def imagenet(tmp_path):
     """A backbone as MSRA's R-50.pkl has it, and what it holds under detectron2's names."""
-    state = {k: v for k, v in to_detectron2(randomise(model(), 3).state_dict()).items() if "bottom_up" in k}
-    blobs = {caffe2_name(k): v.numpy() for k, v in state.items() if caffe2_name(k)}
+    state = {k: v for k, v in state_of("torchvision", randomise(model()[0], 3)).items() if "bottom_up" in k}
+    blobs = {caffe2_name(k): v.detach().numpy() for k, v in state.items() if caffe2_name(k)}
     blobs |= {"fc1000_w": np.zeros((10, 5), np.float32), "conv1_w_momentum": np.zeros(3, np.float32)}
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps(blobs, protocol=2))
     return path, {k: v for k, v in state.items() if caffe2_name(k)}
 
 
-def test_caffe2_backbone(imagenet):
+@pytest.mark.parametrize("name", ENGINES)
+def test_caffe2_backbone(name, imagenet):
     path, expected = imagenet
-    ours = model()
-    BuiltinCheckpointer(ours).load(str(path), checkpointables=[])
-    loaded = to_detectron2(ours.state_dict())
+    ours, checkpointer = model(name)
+    checkpointer.load(str(path), strict=False)
+    loaded = state_of(name, ours)
     assert len(expected) == 53 * 3
-    for name, value in expected.items():
-        assert torch.equal(loaded[name], value), name
+    for key, value in expected.items():
+        assert torch.equal(loaded[key], value), key
 
 
 @pytest.mark.detectron2
 def test_caffe2_backbone_as_detectron2_reads_it(imagenet):
-    from detectron2.modeling import build_model as build_detectron2
-
-    from ga_scope.integrations.detectron2 import run as d2
-    from ga_scope.integrations.detectron2.engine import CheckedCheckpointer
+    """By its own checkpointer."""
+    from detectron2.checkpoint import DetectionCheckpointer
 
     path, expected = imagenet
-    theirs = build_detectron2(d2.setup(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]))
-    CheckedCheckpointer(theirs).load(str(path))
-    state = theirs.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    (ours, checkpointer), (theirs, _) = model("detectron2"), model("detectron2")
+    checkpointer.load(str(path), strict=False)
+    DetectionCheckpointer(theirs).load(str(path))
+    ours, theirs = (state_of("detectron2", m) for m in (ours, theirs))
+    assert all(torch.equal(ours[key], theirs[key]) for key in expected)
 
 
-def test_detectron2_pickle(tmp_path):
-    source = randomise(model(), 4)
-    state = to_detectron2(source.state_dict())
+@pytest.mark.parametrize("name", ENGINES)
+def test_detectron2_pickle(name, tmp_path):
+    state = state_of("torchvision", randomise(model()[0], 4))
     path = tmp_path / "model_final.pkl"
-    contents = {"model": {k: v.numpy() for k, v in state.items()}, "__author__": "Detectron2 Model Zoo"}
+    contents = {"model": {k: v.detach().numpy() for k, v in state.items()}, "__author__": "Detectron2 Model Zoo"}
     path.write_bytes(pickle.dumps(contents))
-    ours = model()
-    checkpointer = BuiltinCheckpointer(ours)
-    checkpointer.strict = True
-    checkpointer.load(str(path), checkpointables=[])
-    assert all(torch.equal(v, state[k]) for k, v in to_detectron2(ours.state_dict()).items())
+    ours, checkpointer = model(name)
+    checkpointer.load(str(path))  # every parameter, and no other
+    loaded = state_of(name, ours)
+    assert all(torch.equal(value, loaded[key]) for key, value in state.items())
 
 
 class Malicious:
@@ -89,17 +93,27 @@ class Malicious:
         return (print, ("this must not run",))
 
 
-def test_other_pickles_are_refused(tmp_path, capsys):
-    path = tmp_path / "evil.pkl"
-    path.write_bytes(pickle.dumps({"model": Malicious(), "__author__": "?"}))
-    with pytest.raises(CheckpointError, match="evil.pkl: .*expected arrays only, got builtins.print"):
-        BuiltinCheckpointer(model()).load(str(path))
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_files_that_run_code_are_refused(name, suffix, tmp_path, capsys):
+    path, contents = tmp_path / f"evil.{suffix}", {"model": Malicious(), "__author__": "?"}
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(contents))
+        message = "evil.pkl: .*expected arrays only, got builtins.print"
+    else:
+        torch.save(contents, path)
+        message = "evil.pth: .*it holds more than tensors, which is not loaded for safety .*print"
+    capsys.readouterr()
+    with pytest.raises(CheckpointError, match=message):
+        model(name)[1].load(str(path))
+    assert "this must not run" not in capsys.readouterr().out
 
 
 def test_addresses(monkeypatch):
     """detectron2:// stands for the zoo's address."""
     asked = []
-    monkeypatch.setattr(zoo.HTTPURLHandler, "_get_local_path", lambda self, path, *a, **k: asked.append(path) or "file")
-    assert zoo.paths.get_local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == "file"
+    monkeypatch.setattr(
+        weights.HTTPURLHandler, "_get_local_path", lambda self, path, *a, **k: asked.append(path) or "file"
+    )
+    assert weights.paths.get_local_path("detectron2://ImageNetPretrained/MSRA/R-50.pkl") == "file"
     assert asked == ["https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-50.pkl"]

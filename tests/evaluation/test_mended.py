@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from ga_scope.evaluation.mended import MendedEvaluation
+from ga_scope.modeling.results import ImageResult
 
-from .test_coco import CATEGORIES, LARGE, MEDIUM, record, xyxy
+from .truth import LARGE, MEDIUM, dataset, record, xyxy
 
 BOXES, CLASSES = xyxy([MEDIUM, LARGE]), torch.tensor([0, 1])  # record() gives them classes 0 and 1
 SCORES = torch.tensor([0.9, 0.8])
 
 
 def evaluated(boxes, classes, scores=SCORES):
-    records = [record(1, [MEDIUM, LARGE]), record(2, []), record(3, [LARGE], crowd=(0,))]
-    evaluation = MendedEvaluation(records, CATEGORIES)
-    evaluation.add(records[0], boxes, scores, classes)
-    for other in records[1:]:  # no objects there; nothing found
-        evaluation.add(other, boxes[:0], scores[:0], classes[:0])
+    evaluation = MendedEvaluation(dataset(record(1, [MEDIUM, LARGE]), record(2, []), record(3, [LARGE], crowd=(0,))))
+    evaluation.add(0, ImageResult(boxes, scores, classes))
+    for other in (1, 2):  # no objects there; nothing found
+        evaluation.add(other, ImageResult(boxes[:0], scores[:0], classes[:0]))
     return evaluation
 
 
@@ -54,8 +54,7 @@ def test_the_same_box_in_two_classes_is_one_detection_once_mended():
 
 
 def test_detections_where_there_are_no_objects():
-    records = [record(1, [MEDIUM]), record(2, [])]
-    evaluation = MendedEvaluation(records, CATEGORIES)
-    evaluation.add(records[0], BOXES[:1], SCORES[:1], CLASSES[:1])
-    evaluation.add(records[1], BOXES, torch.tensor([0.99, 0.98]), torch.zeros(2, dtype=torch.int64))
+    evaluation = MendedEvaluation(dataset(record(1, [MEDIUM]), record(2, [])))
+    evaluation.add(0, ImageResult(BOXES[:1], SCORES[:1], CLASSES[:1]))
+    evaluation.add(1, ImageResult(BOXES, torch.tensor([0.99, 0.98]), torch.zeros(2, dtype=torch.int64)))
     assert all(value == pytest.approx(1 / 3, abs=0.01) for value in average_precisions(evaluation).values())

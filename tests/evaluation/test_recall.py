@@ -5,10 +5,14 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ga_scope.evaluation import CocoEvaluation
+from ga_scope.evaluation import Evaluation
+from ga_scope.modeling.results import ImageResult
+
+from .truth import dataset
 
 COUNTS = (10, 100, 300, 1000)
 
@@ -46,8 +50,7 @@ def expected(records, results):
 @pytest.mark.parametrize("seed", range(12))
 def test_recall_is_pycocotools(seed):
     rng = np.random.default_rng(seed)
-    records, results = [], []
-    evaluation = CocoEvaluation(records, [{"id": 1, "name": "thing"}])
+    records, results, proposed = [], [], {}
     for image in range(6):
         boxes = random_boxes(rng, rng.integers(0, 9))
         boxes[: len(boxes) // 3, 2:] = [32, 32]  # an area on a border
@@ -55,15 +58,20 @@ def test_recall_is_pycocotools(seed):
             {"bbox": b.tolist(), "area": b[2] * b[3], "iscrowd": int(rng.random() < 0.2), "category_id": 0}
             for b in boxes
         ]
-        records.append({"image_id": image, "width": 300, "height": 300, "annotations": items})
+        # Distinct objects: the same box twice in a file is one.
+        items = list({tuple(item["bbox"]): item for item in items}.values())
+        records.append({"image_id": image, "width": 300, "height": 300, "file_name": "x", "annotations": items})
         if image == 1:
             continue  # no proposals at all
         proposals = random_boxes(rng, int(rng.integers(0, 1200)), boxes)
         scores = rng.integers(0, 50, len(proposals)) / 50  # equal ones, too
         corners = np.concatenate([proposals[:, :2], proposals[:, :2] + proposals[:, 2:]], 1)
-        evaluation.add_proposals(image, corners, scores)
+        proposed[image] = ImageResult(proposals=torch.from_numpy(corners), proposal_logits=torch.from_numpy(scores))
         for box, score in zip(proposals.tolist(), scores.tolist()):
             results.append({"image_id": image, "category_id": 1, "bbox": box, "score": score})
+    evaluation = Evaluation(dataset(*records, classes=("thing",), category_ids=(1,)))
+    for image, result in proposed.items():
+        evaluation.add(image, result)
     found, values = evaluation.metrics(), expected(records, results)
     for count in COUNTS:
         assert found[f"AR@{count}"] == pytest.approx(values["A", count], abs=1e-12)

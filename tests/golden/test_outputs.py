@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parent / "outputs.json").read_text())
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)]
 
-# What changed since, and is right now: of the anchors that tie for a box's best all are positive (Faster R-CNN, 3.1.2), not
-# the first of them.
+# What changed since, and is right now: of the anchors that tie for a box's best all are positive (Faster R-CNN, 3.1.2),
+# not the first of them.
 CHANGED = {
     "shapes/ga_faster_rcnn_R_18_FPN": {"loss_anchor_shape": 0.073157251},
     "shapes/ga_rpn_R_18_FPN": {"loss_anchor_shape": 0.073157251},

@@ -1,75 +1,98 @@
 """ScopeNet's pictures: files that are images, and the numbers that are drawn in them."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from PIL import Image
 
-from ga_scope.integrations.torchvision.checkpoint import to_detectron2
-from ga_scope.integrations.torchvision.models import build_model
-from ga_scope.integrations.torchvision.predictor import Predictor
-from ga_scope.integrations.torchvision.run import setup
-from ga_scope.visualization.scope import Scopes, ScopeTap, learned_distances, rank_correlation, true_ious
-from tests.integrations.conftest import overrides, randomise, shapes  # noqa: F401
-
-ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "shapes" / "scopenet_R_18_FPN.yaml")
+from ga_scope import Detector
+from ga_scope.modeling.results import ImageResult
+from ga_scope.visualization.scope import learned_distances, rank_correlation, true_ious
+from tests.engines.conftest import config, overrides, random_weights, shapes, tool  # noqa: F401
 
 
 def options(shapes, tmp_path, **more):  # noqa: F811
     opts = overrides(shapes, tmp_path, **{"MODEL.SCOPENET.PRIOR_PROB": 0.3}, **more)
-    torch.save({"model": to_detectron2(randomise(build_model(setup(CONFIG, opts))).state_dict())}, tmp_path / "m.pth")
-    return [*opts, "MODEL.WEIGHTS", str(tmp_path / "m.pth")]
+    return random_weights("scopenet", opts, tmp_path)
 
 
 @pytest.mark.parametrize("bins", [5, 1])
-def test_the_tool_writes_pictures(bins, shapes, tmp_path, monkeypatch, capsys):  # noqa: F811
+@pytest.mark.parametrize("engine", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
+def test_the_tool_writes_pictures(bins, engine, shapes, tmp_path, capsys):  # noqa: F811
+    """Of a dataset also its anchors and scores, of all images and not of those alone that are drawn."""
     opts = options(shapes, tmp_path, **{"MODEL.SCOPENET.BINS.NUM": bins})
-    spec = importlib.util.spec_from_file_location("visualize_scope", ROOT / "tools" / "visualize_scope.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    flags = ["--config-file", CONFIG, "--engine", "torchvision", "--input", f"val_{shapes.parent.name}", "--limit", "2"]
-    monkeypatch.setattr(sys, "argv", ["visualize_scope.py", *flags, "--output", str(tmp_path / "out"), *opts])
-    tool.main()
-    assert "rank correlation" in capsys.readouterr().out
+    flags = ["--config-file", config("scopenet"), "--engine", engine, "--input", f"val_{shapes.parent.name}"]
+    tool("visualize").main([*flags, "--limit", "2", "--output", str(tmp_path / "out"), *opts])
+    printed = capsys.readouterr().out
+    assert "rank correlation with the true IoU: p_cls " in printed and "2 pictures in " in printed
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert len(written) == 4 and {"anchors.png", "scores.png"} < set(written)
+    assert written == ["000000.jpg.png", "000001.jpg.png", "anchors.png", "scores.png"]
     for name in written:
         with Image.open(tmp_path / "out" / name) as image:
             assert image.width > 300 and len(image.getcolors(1 << 24)) > 20
 
 
-def test_scopes_are_the_models_detections(shapes, tmp_path):  # noqa: F811
+def test_of_a_folder_there_is_no_truth(shapes, tmp_path, capsys):  # noqa: F811
+    opts = options(shapes, tmp_path)
+    flags = ["--config-file", config("scopenet"), "--engine", "torchvision", "--input", str(shapes / "val")]
+    tool("visualize").main([*flags, "--limit", "1", "--output", str(tmp_path / "out"), *opts])
+    assert "rank correlation" not in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["000000.jpg.png"]
+
+
+@pytest.mark.parametrize("bins", [5, 1])
+def test_scopes_are_the_models_detections(bins, shapes, tmp_path):  # noqa: F811
     """In pixels of the file, best first; the score is p_cls p_loc; the box decodes from its location and bins."""
-    opts = options(shapes, tmp_path, **{"INPUT.MIN_SIZE_TEST": 160, "INPUT.MAX_SIZE_TEST": 160})
-    predictor = Predictor(setup(CONFIG, opts))
-    tap = ScopeTap(predictor.model)
+    sizes = {"INPUT.MIN_SIZE_TEST": 160, "INPUT.MAX_SIZE_TEST": 160, "MODEL.SCOPENET.BINS.NUM": bins}
+    detector = Detector(config("scopenet"), overrides=options(shapes, tmp_path, **sizes), engine="torchvision")
     file = next((shapes / "val").glob("*.jpg"))
-    prediction = predictor({"file_name": str(file), "image_id": 1, "height": 128, "width": 128})
-    scopes = tap.scopes(128, 128)
-    assert len(scopes.boxes) > 5 and tap.image_size == (160, 160)
-    torch.testing.assert_close(scopes.boxes, prediction.boxes)
-    torch.testing.assert_close(scopes.scores, prediction.scores)
-    torch.testing.assert_close(scopes.scores, scopes.class_scores * scopes.localization_scores)
-    torch.testing.assert_close(scopes.localization_scores, scopes.probabilities.amax(-1).mean(-1))
-    inside = ((scopes.points >= scopes.boxes[:, :2]) & (scopes.points <= scopes.boxes[:, 2:])).all(1)
+    found, plain = detector(file, maps=True), detector(file)
+    scopes = found.scopes
+    assert len(found.boxes) > 5 and plain.scopes is None
+    assert torch.equal(found.boxes, plain.boxes) and torch.equal(found.scores, plain.scores)
+    torch.testing.assert_close(found.scores, scopes.class_scores * scopes.localization_scores)
+    expected = scopes.probabilities.amax(-1).mean(-1) if bins > 1 else torch.ones(len(found.boxes))
+    torch.testing.assert_close(scopes.localization_scores, expected)
+    inside = (scopes.points >= found.boxes[:, :2]) & (scopes.points <= found.boxes[:, 2:])
     assert inside.all()
+    # Points of the network's grid of 160 px in a file of 128: (k + 1/2) strides.
+    cells = scopes.points / scopes.strides[:, None] - 0.5
+    torch.testing.assert_close(cells, cells.round(), rtol=0, atol=1e-4)
+    assert set((scopes.strides / 0.8).round(decimals=3).tolist()) <= {8, 16, 32, 64, 128}
 
 
-def test_scopes_need_a_scopenet():
-    with pytest.raises(ValueError, match="model: expected a ScopeNet, got Linear with 0 scope detectors"):
-        ScopeTap(torch.nn.Linear(1, 1))
+def test_pictures_say_the_distances_and_scores(shapes, tmp_path, monkeypatch):  # noqa: F811
+    """Titles of the sides' plots: the distances of the box from its point, in strides; its scores beside them."""
+    from ga_scope.visualization.scope import draw_scopes
+
+    detector = Detector(config("scopenet"), overrides=options(shapes, tmp_path), engine="torchvision")
+    found = detector(next((shapes / "val").glob("*.jpg")), maps=True)
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    bins, threshold = detector.model.detector.head.bins, float(found.scores[1])
+    draw_scopes(tmp_path / "x.png", found.image, found, bins, None, [*"abcde"], threshold)
+    axes = kept[0].axes
+    count = int((found.scores >= threshold).sum())
+    assert axes[0].get_title() == f"{count} detections (score ≥ {threshold}); dashed: objects"
+    x, y = found.scopes.points[0].tolist()
+    x1, y1, x2, y2 = found.boxes[0].tolist()
+    stride = float(found.scopes.strides[0])
+    for axis, side, distance in zip(axes[1:5], ("left", "top", "right", "bottom"), (x - x1, y - y1, x2 - x, y2 - y)):
+        assert axis.get_title() == f"{side}: {distance / stride:.2f} strides"
+        assert [bar.get_height() for bar in axis.patches] == pytest.approx(
+            found.scopes.probabilities[0, ("left", "top", "right", "bottom").index(side)].tolist()
+        )
+    scores = f"{found.scopes.class_scores[0]:.2f} · {found.scopes.localization_scores[0]:.2f}"
+    assert axes[1].get_ylabel() == f"{'abcde'[int(found.classes[0])]}\n{scores}"
+    monkeypatch.undo()
+    plt.close("all")
 
 
 def test_true_ious():
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
-    scopes = Scopes(boxes, *[torch.zeros(3)] * 7)
-    found = true_ious(scopes, torch.tensor([[0.0, 0, 10, 5], [50, 50, 60, 60]]))
+    found = true_ious(ImageResult(boxes), torch.tensor([[0.0, 0, 10, 5], [50, 50, 60, 60]]))
     assert found.tolist() == pytest.approx([0.5, 1.0, 0.0])
-    assert true_ious(scopes, torch.zeros(0, 4)).tolist() == [0, 0, 0]
+    assert true_ious(ImageResult(boxes), torch.zeros(0, 4)).tolist() == [0, 0, 0]
 
 
 def test_rank_correlation():

@@ -68,14 +68,30 @@ def find_dataset(name: str, registered, extras: bool) -> Dataset:
         try:
             records = DatasetCatalog.get(name)
         except Exception as error:  # whatever the function of a user, or of a dataset that is not here, raises
-            raise DatasetError(f"DATASETS: {name}: its function failed: {type(error).__name__}: {error}") from error
-        for record in records:
-            for annotation in record.get("annotations", ()):
-                box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYWH_ABS)
-                annotation["bbox"] = [float(value) for value in box]
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DatasetError(f"{name}: its function failed: {what}") from error
+        if not isinstance(records, (list, tuple)) or not all(isinstance(record, dict) for record in records):
+            got = {type(r).__name__ for r in records} if isinstance(records, (list, tuple)) else type(records).__name__
+            raise DatasetError(f"{name}: expected a list of dicts from its function, got {got}")
+        records = [_with_sides(f"{name}: image {i}", record) for i, record in enumerate(records)]
         classes = MetadataCatalog.get(name).get("thing_classes")
         _from_functions[name] = dataset_of_records(name, records, classes, extras=True)
     return _from_functions[name]
+
+
+def _with_sides(where: str, record: dict) -> dict:
+    """A dict whose boxes are x, y, width, height. The one that is given stays as it is: its function may keep it."""
+    items = []
+    for k, annotation in enumerate(record.get("annotations") or ()):
+        box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
+        try:
+            box = BoxMode.convert([float(value) for value in box], mode, BoxMode.XYWH_ABS)
+        except Exception:  # of a box that is none, assertions and others
+            raise DatasetError(
+                f"{where}: annotations[{k}]: expected a bbox of four numbers and its bbox_mode, got {box!r}, {mode!r}"
+            ) from None
+        items.append(annotation | {"bbox": box})
+    return record | {"annotations": items}
 
 
 class TrainMapper(DatasetMapper):

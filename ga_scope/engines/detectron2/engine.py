@@ -1,5 +1,6 @@
 """detectron2, the engine of record."""
 
+import logging
 import os
 from types import SimpleNamespace
 
@@ -9,18 +10,41 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import COCOEvaluator
-from detectron2.modeling import GeneralizedRCNN, ProposalNetwork, RetinaNet, build_model
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    GeneralizedRCNN,
+    ProposalNetwork,
+    RetinaNet,
+    build_model,
+)
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from ...config import class_key
+from ...config import PRECOMPUTED, SCHEMA, class_key, get
 from ...data.catalog import registered_datasets
+from ...errors import ConfigError
 from ...modeling.results import Results
-from ..base import Batch, Engine
+from ..base import Batch, Engine, output_folder
 from .data import find_dataset, register
 from .meta_arch import OneStageDetector
 from .results import as_batch, preprocessed, rcnn_results, retinanet_results
 from .trainer import Trainer
+
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+}
 
 
 class Detectron2Engine(Engine):
@@ -32,6 +56,11 @@ class Detectron2Engine(Engine):
 
     def setup(self, config_file, overrides=()):
         cfg = super().setup(config_file, overrides)
+        for key, registry in REGISTRIES.items():
+            name = get(cfg, key)
+            if SCHEMA.is_read(cfg, key) and name and name != PRECOMPUTED and name not in registry:
+                known = ", ".join(sorted(name for name, _ in registry))
+                raise ConfigError(f"{key}: expected what is registered with detectron2 ({known}), got {name!r}")
         register(cfg.DATASETS.REGISTER)
         return cfg
 
@@ -82,7 +111,12 @@ class Detectron2Engine(Engine):
     # ---- runs -----------------------------------------------------------------------------------
 
     def begin(self, cfg, config_file, eval_only):
+        output_folder(cfg)
         default_setup(cfg, SimpleNamespace(config_file=config_file, eval_only=eval_only))
+        # What this project has to say goes where detectron2's does: to the console and to log.txt.
+        logger = logging.getLogger("ga_scope")
+        logger.handlers = list(logging.getLogger("detectron2").handlers)
+        logger.setLevel(logging.INFO)
 
     def launch(self, function, args):
         if args.num_gpus * args.num_machines == 1:

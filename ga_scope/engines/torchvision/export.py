@@ -19,7 +19,9 @@ class SingleImage(nn.Module):
         batch = ((image - model.pixel_mean) / model.pixel_std)[None]
         features = model.backbone(batch)
         levels = [features[name] for name in model.in_features]
-        found = model.detector(levels, [(image.shape[1], image.shape[2])]).detections
+        # As a tensor that is made of the sizes: from a list of them it would hold those of the example.
+        size = torch.stack([torch.full((), side, device=image.device) for side in image.shape[1:]])[None]
+        found = model.detector(levels, size).detections
         count = found.count[0].item()
         return found.boxes[0, :count], found.scores[0, :count], found.classes[0, :count]
 

@@ -12,8 +12,8 @@ from .bins import ScopeBins
 
 # Shapes: N images, P locations of an image, C classes, B bins. Sides are left, top, right, bottom.
 
-# exp() of a border regression is bounded to 1000 / 16 times the anchor, so that a wild prediction stays finite, and from
-# below, far under any distance to a border, so that its loss does.
+# exp() of a border regression is bounded to 1000 / 16 times the anchor, so that a wild prediction stays finite, and
+# from below, far under any distance to a border, so that its loss does.
 LOG_SCALE_BOUNDS = (-16.0, math.log(1000 / 16))
 # log sigma^2 is bounded for the same reason.
 LOG_TEMPERATURE_CLAMP = 8.0

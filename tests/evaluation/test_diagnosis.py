@@ -7,8 +7,9 @@ import pytest
 import torch
 import torchvision
 
-from ga_scope.diagnosis import STAGES, Diagnosis, exact_viou
+from ga_scope.evaluation.diagnosis import STAGES, Diagnosis, exact_viou
 from ga_scope.modeling.guided_anchoring import GuidedAnchorHead, GuidedAnchorRPN, LocationSelection
+from ga_scope.modeling.results import image_results
 
 
 def test_exact_viou_is_the_maximum_over_all_sizes():
@@ -92,16 +93,16 @@ def test_stages_of_a_model():
         torch.nn.init.normal_(parameter, std=0.3)
     rpn = GuidedAnchorRPN(head, (8, 16), selection=LocationSelection(0.5)).eval()
     maps = [torch.randn(1, 8, 8, 12), torch.randn(1, 8, 4, 6)]
-    proposals, _ = rpn(maps, [(64, 96)])
+    (result,) = image_results(rpn(maps, [(64, 96)], maps=True), [(64, 96)], [(128, 192)])
     truth = torch.tensor([[20.0, 10.0, 80.0, 100.0], [100.0, 60.0, 180.0, 120.0]])  # in a file of twice the size
     found = Diagnosis([64.0, 128.0], 0.5, 1000)
-    found.add(rpn, maps, (64, 96), proposals[0].boxes * 2, truth, 2.0)
+    found.add(result, truth, 2.0)
     assert found.file_sides[0] == pytest.approx((60 * 90) ** 0.5) and found.sides[0] == found.file_sides[0] / 2
-    best = torchvision.ops.box_iou(proposals[0].boxes, truth / 2).max(0).values
+    best = torchvision.ops.box_iou(result.proposals, truth).max(0).values
     assert found.overlaps["after NMS"] == pytest.approx(best.tolist(), abs=1e-5)
     for stage in ("proposal", "anchor"):
         assert all(0 < value <= 1 for value in found.overlaps[stage])
     assert all(a >= b - 1e-6 for a, b in zip(found.overlaps["reachable"], found.overlaps["location"]))
     assert all(a >= b - 1e-6 for a, b in zip(found.overlaps["location"], found.overlaps["anchor"]))
     assert all(a >= b - 1e-6 for a, b in zip(found.overlaps["proposal"], found.overlaps["after NMS"]))
-    assert sum(round(f * n) for f, n in zip(found.active[0], (96, 24))) == rpn.anchors_per_image[0]
+    assert sum(round(f * n) for f, n in zip(found.active[0], (96, 24))) == result.anchors
