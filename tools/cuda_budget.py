@@ -13,9 +13,9 @@ executes at most. Per element: of the columns that a gather writes, or that a ba
 convolution, all warps of a block, for one of the four schedulers.
 
 The ceiling is the share of the peak that the count leaves possible: for a step, of the tensor cores' dense rate; for
-elements, of the memory's rate at which columns of that type can be written or read. Two figures beside a step are
-what other pipes allow: shared memory and L1 (128 bytes a clock), and mma.sync, which reaches about 62 % of the dense
-rate on sm_90 (Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", Table 7).
+elements, of the memory's rate at which columns of that type can be written or read. The figure beside a step is what
+shared memory and L1 allow (128 bytes a clock). mma.sync itself reaches about 62 % of the dense rate on sm_90 (Luo et
+al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", Table 7).
 
 Budgets are in benchmarks/cuda_budgets.json: measure -> most instructions on any architecture. Exceeding one is an
 error, and so is a measure without a budget.
@@ -117,7 +117,8 @@ class Step:
         peak = self.rows * self.columns * depth / (card.fma * 2 / self.item)
         # Bytes of shared memory and L1: fragments read; pixels (LDG), samples and weights (STS, LDGSTS) written.
         moved = LANES * (self.consumers * consume.count("LDSM") * 16 + self.producers * produce.bytes("LDG|STS"))
-        note = f"shared/L1 {min(1, peak / (moved / 128)):.0%}, consumer {consume.length / steps:.0f}, producer {produce.length}"
+        note = f"shared/L1 {min(1, peak / (moved / 128)):.0%}"
+        note += f", consumer {consume.length / steps:.0f}, producer {produce.length}"
         return slots, min(1.0, peak / slots), produce, note
 
     @staticmethod
@@ -147,12 +148,22 @@ MEASURES = [
     # A warp's 32 samples: 16 turns of two, or 32 turns of one in two vectors a lane.
     Measure("gather, float32, 64 channels per group", r"GatherColumns<float, (\(int\))?4>", Elements(16, 4, (1, 16))),
     Measure("gather, float32, 256 channels per group", r"GatherColumns<float, (\(int\))?4>", Elements(64, 4, (2, 32))),
-    Measure("gather, bfloat16, 64 channels per group", r"GatherColumns<.*BFloat16, (\(int\))?8>", Elements(8, 2, (1, 8))),
+    Measure(
+        "gather, bfloat16, 64 channels per group", r"GatherColumns<.*BFloat16, (\(int\))?8>", Elements(8, 2, (1, 8))
+    ),
     Measure("torchvision: im2col, float32", r"deformable_im2col_kernel<float, int>", Elements(9, 4, (1, 3, 3)), True),
     Measure("torchvision: im2col, float16", r"deformable_im2col_kernel<.*Half, int>", Elements(9, 2, (1, 3, 3)), True),
     # An element adds to four pixels.
-    Measure("backward, float32, 64 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(80, 4, (1, 16), VECTOR, elements=64 * LANES)),
-    Measure("backward, float32, 256 channels per group", r"BackwardSamples<float, (\(int\))?4>", Elements(320, 4, (2, 32), VECTOR, elements=256 * LANES)),
+    Measure(
+        "backward, float32, 64 channels per group",
+        r"BackwardSamples<float, (\(int\))?4>",
+        Elements(80, 4, (1, 16), VECTOR, elements=64 * LANES),
+    ),
+    Measure(
+        "backward, float32, 256 channels per group",
+        r"BackwardSamples<float, (\(int\))?4>",
+        Elements(320, 4, (2, 32), VECTOR, elements=256 * LANES),
+    ),
     Measure(
         "torchvision: col2im, float32", r"deformable_col2im_kernel<float, int>", Elements(4, 4, (1,), RED, 4), True
     ),

@@ -108,8 +108,8 @@ struct BackwardSamples {
     const bool wants_input = grad_input.data[0] != nullptr;
     for (int v = member; v - member < tasks.vectors; v += tasks.team) {
       const int channel = task.group * view.channels_per_sampling_group + v * kVector;
-      Pointer<const T> columns = grad_columns + (index.of_row(task.first_row + team, task.tap) +
-                                                 index.of_channel(channel));
+      Pointer<const T> columns =
+          grad_columns + (index.of_row(task.first_row + team, task.tap) + index.of_channel(channel));
       GA_NO_UNROLL for (int turn = 0; turn < tasks.team; ++turn, columns += index.between_rows) {
         Pointer<const T> from[kPixels];
         Pointer<Real> to[kPixels];

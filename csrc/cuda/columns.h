@@ -107,8 +107,8 @@ struct GatherColumns {
   }
 };
 
-// Between a chunk's matrix (groups, rows, per group) and numbers per row: a block has 32 rows of a group. Whichever of rows
-// and columns lie side by side in either, 32 lanes read and write neighbours.
+// Between a chunk's matrix (groups, rows, per group) and numbers per row: a block has 32 rows of a group. Whichever of
+// rows and columns lie side by side in either, 32 lanes read and write neighbours.
 struct RowTiles {
   static constexpr int kThreads = 256, kWarps = kThreads / kLanes;
   int64_t first, rows;

@@ -3,8 +3,8 @@
 // Forward has two implementations of the same sums:
 //   fused   fused_convolution.h: one kernel on the tensor cores, no columns buffer
 //   simple  columns.h: chunks of rows are gathered into columns of bounded size, torch multiplies them
-// fused_plan_of() below is the rule that chooses. Backward gathers chunks as the simple path does, with torch's products
-// for the gradients of columns and weight (backward.h).
+// fused_plan_of() below is the rule that chooses. Backward gathers chunks as the simple path does, with torch's
+// products for the gradients of columns and weight (backward.h).
 //
 // Gathers read the channels of a pixel together, so an input in another layout is first copied to channels_last: pass
 // channels_last maps to save that. So is a weight, unless it is in channels_last too and need not be rounded to tf32.
@@ -291,20 +291,20 @@ void forward_fused(const Call<T>& call, const FusedPlan& plan, const std::vector
     sums = torch::stable::new_empty(call.args.weight, {plan.splits, call.conv.rows, shape.out_channels},
                                     ScalarType::Float);
   }
-  const Kernel kernel{.view = call.view,
-                      .plan = plan,
-                      .by_tile = Divisor(shape.groups * column_tiles * plan.splits),
-                      .by_group = Divisor(column_tiles),
-                      .by_part = Divisor(plan.splits),
-                      .weight = pointer_to<const T>(weight),
-                      .bias = call.args.bias ? pointer_to<const T>(*call.args.bias) : nullptr,
-                      .bias_stride = call.args.bias ? call.args.bias->stride(0) : 0,
-                      .output = row_numbers<T>(output, call.compact()),
-                      .sums = plan.splits > 1 ? pointer_to<float>(sums) : nullptr,
-                      .columns = static_cast<int32_t>(columns),
-                      .chunks = static_cast<int32_t>(shape.in_channels_per_group() / Kernel::kChunk),
-                      .chunks_per_sampling_group =
-                          static_cast<int32_t>(shape.channels_per_sampling_group() / Kernel::kChunk)};
+  const Kernel kernel{
+      .view = call.view,
+      .plan = plan,
+      .by_tile = Divisor(shape.groups * column_tiles * plan.splits),
+      .by_group = Divisor(column_tiles),
+      .by_part = Divisor(plan.splits),
+      .weight = pointer_to<const T>(weight),
+      .bias = call.args.bias ? pointer_to<const T>(*call.args.bias) : nullptr,
+      .bias_stride = call.args.bias ? call.args.bias->stride(0) : 0,
+      .output = row_numbers<T>(output, call.compact()),
+      .sums = plan.splits > 1 ? pointer_to<float>(sums) : nullptr,
+      .columns = static_cast<int32_t>(columns),
+      .chunks = static_cast<int32_t>(shape.in_channels_per_group() / Kernel::kChunk),
+      .chunks_per_sampling_group = static_cast<int32_t>(shape.channels_per_sampling_group() / Kernel::kChunk)};
   call.device.launch(kTileRows == 128 ? "fused_convolution_128" : "fused_convolution_64", kernel, kernel.blocks());
   if (plan.splits > 1) call.template store<float>(sums, plan.splits, 0, call.conv.rows, output, 1);
 }
@@ -455,9 +455,9 @@ class Backward {
     call_.for_vector([&](auto vector) {
       const SampleTasks tasks(view, rows, vector);
       const MapPixels pixels(view, call_.conv.images);
-      for_each(call_.device, "sort_keys", samples,
-               SortKeys<T>{view, first, pixels, tasks, Divisor(rows), pointer_to<int64_t>(keys),
-                           pointer_to<Real>(weights)});
+      for_each(
+          call_.device, "sort_keys", samples,
+          SortKeys<T>{view, first, pixels, tasks, Divisor(rows), pointer_to<int64_t>(keys), pointer_to<Real>(weights)});
       const auto [sorted, order] = sort(keys);
       const SumSorted<T, vector> sum{.view = view,
                                      .pixels = pixels,
@@ -487,7 +487,8 @@ class Backward {
     const Tensor& weight = call_.args.weight;
     Tensor grad = torch::stable::new_zeros(weight, weight.sizes());
     if (!want_weight_) return grad;
-    const Tensor sums = torch::stable::reshape(weight_, {weight.size(0), weight.size(2), weight.size(3), weight.size(1)});
+    const Tensor sums =
+        torch::stable::reshape(weight_, {weight.size(0), weight.size(2), weight.size(3), weight.size(1)});
     return torch::stable::copy_(grad, torch::stable::permute(sums, {0, 3, 1, 2}));
   }
 

@@ -7,8 +7,8 @@
 // float32 registers. A producer has the pixels of its next four vectors under way while it interpolates one, and works
 // out where its row samples two steps later.
 //
-// One launch covers all levels and images: a tile is any kTileRows consecutive rows. Where these are few, several blocks
-// share a tile's depth and write their sums for another kernel to add up.
+// One launch covers all levels and images: a tile is any kTileRows consecutive rows. Where these are few, several
+// blocks share a tile's depth and write their sums for another kernel to add up.
 #pragma once
 
 #include "convolution_view.h"
@@ -24,10 +24,10 @@ struct FusedConvolution {
   static constexpr int kThreads = kConsumers + kProducers;
   static constexpr int kWarpsDown = 2, kWarpsAcross = 4;
   static constexpr int kWarpRows = kTileRows / kWarpsDown, kWarpColumns = kTileColumns / kWarpsAcross;
-  static constexpr int kChunk = kTileBytes / sizeof(T);                     // channels
+  static constexpr int kChunk = kTileBytes / sizeof(T);                              // channels
   static constexpr int kNumbers = kVectorBytes / sizeof(T), kFloat = sizeof(float);  // of a vector; bytes
-  static constexpr int kRowsAtOnce = kProducers / kVectorsPerRow;           // of a producer's vectors
-  static constexpr int kVectors = kTileRows / kRowsAtOnce, kAhead = 4;      // a producer's, of a step; under way
+  static constexpr int kRowsAtOnce = kProducers / kVectorsPerRow;                    // of a producer's vectors
+  static constexpr int kVectors = kTileRows / kRowsAtOnce, kAhead = 4;  // a producer's, of a step; under way
   // Barriers.
   static constexpr int kReady = 1, kAmongProducers = 2, kFull = 3, kEmpty = kFull + kMostStages;
   static_assert(kTileRows <= kProducers && kVectors >= kAhead && kEmpty + kMostStages <= 16);
@@ -118,7 +118,7 @@ struct FusedConvolution {
 
   template <class Block>
   struct Producer {
-    static constexpr int kHeld = 4;                     // of a row's inputs of the offsets
+    static constexpr int kHeld = 4;                    // of a row's inputs of the offsets
     static constexpr uint32_t kNothing = 0x80000000u;  // -0
 
     const FusedConvolution& kernel;
@@ -403,9 +403,7 @@ struct FusedConvolution {
     // Eight neighbouring producers read 128 contiguous bytes of each of a row's four pixels.
     GA_KERNEL void load(Vector (&pixel)[4], const Pointer<const T>& channels, int slot, int i) const {
       const TileSample& sample = samples()[slot + first + i * kRowsAtOnce];
-      GA_UNROLL for (int c = 0; c < 4; ++c) {
-        pixel[c] = load_vector<Vector>(further(channels, sample.pixel[c]));
-      }
+      GA_UNROLL for (int c = 0; c < 4; ++c) { pixel[c] = load_vector<Vector>(further(channels, sample.pixel[c])); }
     }
     GA_KERNEL void interpolate(Stage& stage, const Vector (&pixel)[4], int slot, int i) const {
       const TileSample& sample = samples()[slot + first + i * kRowsAtOnce];
@@ -451,9 +449,8 @@ struct FusedConvolution {
     const auto a_address =
         Warp::address(stage.columns, tile_byte(warp_row(warp.index) + warp.lane % 16, warp.lane / 16));
     // Matrices of b: first, second 16 bytes of eight output channels; then of the next eight.
-    const auto b_address =
-        Warp::address(stage.weight, tile_byte(warp_column(warp.index) + warp.lane / 16 * 8 + warp.lane % 8,
-                                              warp.lane / 8 % 2));
+    const auto b_address = Warp::address(
+        stage.weight, tile_byte(warp_column(warp.index) + warp.lane / 16 * 8 + warp.lane % 8, warp.lane / 8 % 2));
     GA_UNROLL for (int k = 0; k < kTileBytes / kStepBytes; ++k) {
       uint32_t a[kBlocksDown][4];
       GA_UNROLL for (int i = 0; i < kBlocksDown; ++i) {
@@ -502,7 +499,8 @@ struct FusedConvolution {
     const int left = place.columns - place.first_column - column;
     const bool pairs = stride == 1 && place.columns % 2 == 0 && address_of(to) % sizeof(Pair) == 0;
     GA_UNROLL for (int j = 0; j < kBlocksAcross; ++j) {
-      const float number[2] = {sum[j][2 * half] + bias(column + 8 * j), sum[j][2 * half + 1] + bias(column + 8 * j + 1)};
+      const float number[2] = {sum[j][2 * half] + bias(column + 8 * j),
+                               sum[j][2 * half + 1] + bias(column + 8 * j + 1)};
       if (pairs) {
         if (within(8 * j, left)) store_vector(to + 8 * j, Pair::narrow(number));
       } else {

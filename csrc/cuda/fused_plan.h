@@ -10,14 +10,14 @@ struct FusedPlan {
   int tile_rows = 0;  // 0: no room for any
   int splits = 1;     // of the depth; each block sums a part of it
   int stages = 0;
-  int sample_slots = 0;       // tiles of samples in shared memory
+  int sample_slots = 0;        // tiles of samples in shared memory
   bool keeps_samples = false;  // one slot per tap: what a sampling group's first chunk worked out serves the others
 };
 
 // What the plan depends on.
 struct FusedCall {
-  int64_t rows, column_tiles;         // column tiles of all groups
-  int64_t taps, chunks;               // depth: chunks of 128 bytes of channels, each of every tap
+  int64_t rows, column_tiles;  // column tiles of all groups
+  int64_t taps, chunks;        // depth: chunks of 128 bytes of channels, each of every tap
   int64_t chunks_per_sampling_group;
   int64_t output_columns;
   bool deformed;
@@ -30,7 +30,8 @@ constexpr int kMostStages = 4;
 constexpr int kMostSplits = 8;
 constexpr int kSampleRing = 3;  // samples of this step, the next and the one after
 
-// Stages: two at least; more where they leave a quarter of shared memory's room to L1, which holds the pixels of a chunk.
+// Stages: two at least; more where they leave a quarter of shared memory's room to L1, which holds the pixels of a
+// chunk.
 inline FusedPlan fused_stages(const FusedCall& call, int tile) {
   FusedPlan plan;
   plan.keeps_samples = call.deformed && call.chunks_per_sampling_group > 1 && call.taps >= kSampleRing;
@@ -48,9 +49,9 @@ inline FusedPlan fused_stages(const FusedCall& call, int tile) {
   }
 }
 
-// The cheapest of both tile heights and all numbers of parts, in issue slots of a scheduler (tools/cuda_budget.py counts
-// a step): full waves of blocks, each with its steps and what a block costs beside them, and for parts of the depth the
-// sums that they write and another kernel adds up.
+// The cheapest of both tile heights and all numbers of parts, in issue slots of a scheduler (tools/cuda_budget.py
+// counts a step): full waves of blocks, each with its steps and what a block costs beside them, and for parts of the
+// depth the sums that they write and another kernel adds up.
 inline FusedPlan fused_plan(const FusedCall& call) {
   constexpr int64_t kStepCost[2] = {1331, 841}, kBlockCost[2] = {2600, 1700};
   FusedPlan best;

@@ -1,5 +1,5 @@
-// How a warp works on samples: those of 32 rows, of one tap of one sampling group. Each lane works out where its own row
-// samples; then the rows take turns, a team of lanes along the channels of each.
+// How a warp works on samples: those of 32 rows, of one tap of one sampling group. Each lane works out where its own
+// row samples; then the rows take turns, a team of lanes along the channels of each.
 //
 // With 64 channels in vectors of 4 a team is 16 lanes: two rows at a time, sixteen turns.
 #pragma once

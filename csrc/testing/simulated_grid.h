@@ -197,7 +197,8 @@ class BlockState {
     Barrier& barrier = barriers_[number];
     const int thread = fibers_.running();
     if (barrier.arrived == 0) barrier.expected = expected, barrier.where = where;
-    if (barrier.expected != expected) fail("barrier: of " + std::to_string(barrier.expected) + " threads and of others");
+    if (barrier.expected != expected)
+      fail("barrier: of " + std::to_string(barrier.expected) + " threads and of others");
     if (same_place && !same(barrier.where, where)) {
       fail("barrier: threads of a block at " + place_of(barrier.where) + " and at " + place_of(where));
     }
@@ -506,7 +507,8 @@ struct Warp {
 
   // ldmatrix, of the row that each lane names, at (address ^ flip) + offset: lane i receives row i / 4, word i % 4 of
   // each of four 8 x 8 matrices, whose rows lanes 8 m .. 8 m + 7 name.
-  void load_matrices(uint32_t (&to)[4], Address address, int flip, int offset, const Where& where = Where::current()) const {
+  void load_matrices(uint32_t (&to)[4], Address address, int flip, int offset,
+                     const Where& where = Where::current()) const {
     struct Part {
       uintptr_t row;
       uint32_t* to;
@@ -532,7 +534,8 @@ struct Warp {
   // is row g and word t of the lower half of K, register 1 row g + 8, registers 2 and 3 the same of the upper half; b's
   // two are column g of either half; those of the sums are (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
   template <class T>
-  void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Where& where = Where::current()) const {
+  void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                const Where& where = Where::current()) const {
     struct Part {
       float* sums;
       const uint32_t* a;
@@ -545,8 +548,7 @@ struct Warp {
         const int g = lane / 4, t = lane % 4;
         for (int word = 0; word < 4; ++word)
           unpack<T>(parts[lane]->a[word], &rows[g + word % 2 * 8][word / 2 * kHalf + t * kPerWord]);
-        for (int word = 0; word < 2; ++word)
-          unpack<T>(parts[lane]->b[word], &columns[g][word * kHalf + t * kPerWord]);
+        for (int word = 0; word < 2; ++word) unpack<T>(parts[lane]->b[word], &columns[g][word * kHalf + t * kPerWord]);
       }
       for (int lane = 0; lane < kWarpLanes; ++lane) {
         const int g = lane / 4, t = lane % 4;

@@ -1,4 +1,4 @@
-"""The host's side of a launch (csrc/cuda/device_launch.h), on a stub of the CUDA runtime that writes every call down."""
+"""The host's side of a launch (csrc/cuda/device_launch.h), on a stub of the CUDA runtime that records every call."""
 
 import os
 import subprocess
@@ -47,7 +47,8 @@ SET_UP = [
 
 def launched(program, *arguments):
     lines = run(program, *arguments)
-    assert lines[: len(SET_UP)] == SET_UP and lines[-1] == "guard ends" or "error" in lines[-1]
+    assert lines[: len(SET_UP)] == SET_UP
+    assert lines[-1] == "guard ends" or lines[-1].startswith("error: ")
     return lines[len(SET_UP) :]
 
 

@@ -120,9 +120,7 @@ def simple(channels, groups, sampling_groups, out, dtype, channels_last=False):
     outputs = OPS.deform_conv2d(x, offset, w, bias, mask, None, None, *settings, False)
     grads = [torch.randn_like(o) for o in outputs]
     for deterministic in (False, True):
-        parts = OPS.deform_conv2d_backward(
-            grads, x, offset, w, mask, None, None, *settings, True, True, deterministic
-        )
+        parts = OPS.deform_conv2d_backward(grads, x, offset, w, mask, None, None, *settings, True, True, deterministic)
         outputs += [t for part in parts for t in (part if isinstance(part, (list, tuple)) else [part])]
     return outputs
 
@@ -168,9 +166,7 @@ def deterministic_with_nothing_outside():
     x, w = maps(3, ((9, 5),), torch.float32, images=1), weight(2, 3, (3, 1), torch.float32)
     offset, settings = torch.rand(1, 6, 7, 5) * 0.5, ([1, 1], [0, 0], [1, 1], 1, 1)
     grad = torch.randn(1, 2, 7, 5)
-    return list(
-        OPS.deform_conv2d_backward([grad], x, [offset], w, [], None, None, *settings, True, True, True)[0]
-    )
+    return list(OPS.deform_conv2d_backward([grad], x, [offset], w, [], None, None, *settings, True, True, True)[0])
 
 
 @call

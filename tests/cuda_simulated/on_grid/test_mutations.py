@@ -63,7 +63,12 @@ def test_every_deletion_is_noticed(capsys):
         OPS.simulated_delete(site)
         try:
             verdicts[site] = next(
-                (f"{run.__name__}: {what}" for _ in range(ROUNDS) for run in runs if (what := notices(run, expected[run]))),
+                (
+                    f"{run.__name__}: {what}"
+                    for _ in range(ROUNDS)
+                    for run in runs
+                    if (what := notices(run, expected[run]))
+                ),
                 "NOT NOTICED",
             )
         finally:
