@@ -23,6 +23,7 @@ from ga_scope.ops import deform_conv2d, nms_mask, viou_match
 
 SIZES, STRIDES = harness.LEVELS, harness.STRIDES
 CHANNELS, OFFSET_GROUPS = heads.CHANNELS, 4
+DEVICE = "cuda"  # a test of this file has none
 LOCATIONS = sum(h * w for h, w in SIZES)
 FLOP_PER_LOCATION = 2 * 9 * CHANNELS * CHANNELS
 
@@ -58,7 +59,7 @@ class Inputs:
 
     def __init__(self, images, dtype, fraction=None):
         def random(*shape):
-            return torch.randn(*shape, device="cuda")
+            return torch.randn(*shape, device=DEVICE)
 
         last = torch.channels_last
         self.maps = [random(images, CHANNELS, *s).to(dtype).contiguous(memory_format=last) for s in SIZES]
@@ -67,7 +68,7 @@ class Inputs:
             self.offset = [random(images, 18 * OFFSET_GROUPS, *s) for s in SIZES]
         else:
             count = images * LOCATIONS
-            self.locations = torch.randperm(count, device="cuda")[: int(fraction * count)].sort().values
+            self.locations = torch.randperm(count, device=DEVICE)[: int(fraction * count)].sort().values
             self.shape, self.matrix = random(len(self.locations), 2), random(18 * OFFSET_GROUPS, 2)
 
     def dense(self):
@@ -164,8 +165,8 @@ def backward(table, images, dtype, label):
 
 def matching(table):
     for count in (100, 3000):
-        corner = torch.rand(count, 2, device="cuda") * torch.tensor([1200.0, 700.0], device="cuda")
-        side = torch.exp(torch.empty(count, 2, device="cuda").uniform_(2.5, 6))
+        corner = torch.rand(count, 2, device=DEVICE) * torch.tensor([1200.0, 700.0], device=DEVICE)
+        side = torch.exp(torch.empty(count, 2, device=DEVICE).uniform_(2.5, 6))
         boxes = torch.cat([corner, corner + side], 1)
         for floor in (0.0, 0.3):
             run = lambda b=boxes, f=floor: viou_match(b, SIZES, STRIDES, min_iou=f)  # noqa: E731
@@ -174,30 +175,36 @@ def matching(table):
             )
 
 
+def fixed_size(rpn, maps, sizes):
+    """A function of tensors, of fixed sizes throughout: what a CUDA graph can hold."""
+    return rpn(maps, sizes, fixed_size=True).proposals
+
+
 def proposals(table, images, dtype, label):
     """GA-RPN's head and proposals against torchvision's RPN: with a threshold, with a budget, that as a CUDA graph."""
-    sizes = torch.tensor([harness.IMAGE] * images, device="cuda")
+    sizes = torch.tensor([harness.IMAGE] * images, device=DEVICE)
     maps = [
-        [torch.randn(images, CHANNELS, *s, device="cuda").to(dtype, memory_format=torch.channels_last) for s in SIZES]
+        [torch.randn(images, CHANNELS, *s, device=DEVICE).to(dtype, memory_format=torch.channels_last) for s in SIZES]
         for _ in range(3)
     ]
 
     def measure(function):
         return median_us([functools.partial(function, m) for m in maps])
 
-    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+    with torch.autocast(DEVICE, dtype=dtype, enabled=dtype != torch.float32):
         peer = heads.TorchvisionRPN()
-        peer.module.cuda().eval()
+        peer.module.to(DEVICE).eval()
         theirs = measure(peer)
         table.add(f"RPN + proposals, torchvision, batch {images}, {label}", theirs)
         for conv in (True, False):
-            rpn = heads.guided_rpn(conv).cuda().eval()
+            rpn = heads.guided_rpn(conv).to(DEVICE).eval()
             name = f"GA-RPN + proposals, batch {images}, {label}, {'with' if conv else 'without'} conv"
             heads.activate(rpn, maps[0], 0.1)
             times = {"10 % active": measure(functools.partial(rpn, image_sizes=[harness.IMAGE] * images))}
             rpn.selection = LocationSelection(0.0, heads.PRE_NMS[1])
-            times["budget"] = measure(functools.partial(rpn.padded_proposals, image_sizes=sizes))
-            replay = Replay(rpn.padded_proposals, maps[0], sizes)
+            budgeted = functools.partial(fixed_size, rpn)
+            times["budget"] = measure(functools.partial(budgeted, sizes=sizes))
+            replay = Replay(budgeted, maps[0], sizes)
             times["graph"] = measure(lambda m, replay=replay: replay(m, sizes))
             for kind, own in times.items():
                 table.add(f"{name}: {kind}", own, f"{own[0] / theirs[0]:.2f}x of the RPN")
@@ -208,9 +215,9 @@ def suppression(table):
     """nms_mask on a budget's proposals, five levels of 1000, against torchvision's batched_nms."""
     from torchvision.ops import batched_nms
 
-    corner = torch.rand(5, 1000, 2, device="cuda") * torch.tensor([1200.0, 700.0], device="cuda")
-    boxes = torch.cat([corner, corner + torch.exp(torch.empty(5, 1000, 2, device="cuda").uniform_(2.5, 6))], 2)
-    scores, levels = torch.arange(5000, 0, -1.0, device="cuda"), torch.arange(5, device="cuda").repeat_interleave(1000)
+    corner = torch.rand(5, 1000, 2, device=DEVICE) * torch.tensor([1200.0, 700.0], device=DEVICE)
+    boxes = torch.cat([corner, corner + torch.exp(torch.empty(5, 1000, 2, device=DEVICE).uniform_(2.5, 6))], 2)
+    scores, levels = torch.arange(5000, 0, -1.0, device=DEVICE), torch.arange(5, device=DEVICE).repeat_interleave(1000)
     ours = median_us([lambda: nms_mask(boxes, 0.7)])
     theirs = median_us([lambda: batched_nms(boxes.flatten(0, 1), scores, levels, 0.7)])
     table.add("nms_mask, 5 x 1000 boxes", ours, f"torchvision's batched_nms / this {theirs[0] / ours[0]:.2f}")

@@ -37,7 +37,7 @@ def seconds(function):
     return Clock.now() - start
 
 
-def time_together(functions, budget=2.0, least=3, most=21, slow=4.0):
+def time_together(functions, budget=2.0, least=1 if TINY else 3, most=21, slow=4.0):
     """Seconds of every run of each function, run in turns so that a drift of the machine meets all alike.
 
     Each runs once to warm up, then ``least`` to ``most`` times, about ``budget`` seconds in all. A first

@@ -1,7 +1,7 @@
 """The proposal heads that ga_head and training_step compare: GA-RPN, torchvision's RPN, detectron2's RPN.
 
-All take the features of five levels with 256 channels, keep 1000 boxes per level before NMS (2000 in
-training) and 1000 after it. The RPNs have 3 anchors per location.
+All take the features of five levels, keep 1000 boxes per level before NMS (2000 in training) and 1000 after it. The
+RPNs have 3 anchors per location.
 """
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -13,7 +13,7 @@ from ga_scope.modeling.pyramid import Pyramid
 
 from . import harness
 
-CHANNELS = 256
+CHANNELS = harness.CHANNELS
 PRE_NMS, POST_NMS = (2000, 1000), (1000, 1000)  # training, inference
 
 
@@ -32,8 +32,8 @@ def activate(rpn, features, fraction):
     logits = rpn.head.generate(Pyramid.of(features, rpn.strides), features)[1].detach().float().flatten()
     threshold = logits.sort(descending=True).values[round(fraction * len(logits)) - 1].sigmoid().item()
     rpn.selection = LocationSelection(threshold)
-    rpn(features, [harness.IMAGE] * features[0].shape[0])
-    return sum(rpn.anchors_per_image) / len(logits)
+    results = rpn(features, [harness.IMAGE] * features[0].shape[0])
+    return results.anchors.sum().item() / len(logits)
 
 
 class TorchvisionRPN:

@@ -2,6 +2,8 @@
 
 import torch
 
+from ga_scope.modeling.targets import Targets
+
 from . import harness, heads
 
 
@@ -27,7 +29,7 @@ def run(benchmark):
     for conv in (True, False):
         rpn = heads.guided_rpn(conv).train()
         name = "GA-RPN" if conv else "GA-RPN without conv"
-        functions[name] = step(rpn, lambda r=rpn: r(features, sizes, gt_boxes)[1], features)
+        functions[name] = step(rpn, lambda r=rpn: r(features, sizes, Targets(gt_boxes)).losses, features)
     rpns = heads.peers(training=True)
     for name, peer in rpns.items():
         functions[name] = step(peer.module, lambda p=peer: p(features, gt_boxes)[1], features)

@@ -10,10 +10,10 @@ class Replay:
     """What a function does with inputs of fixed sizes, captured once and replayed at every call.
 
     For inference at batch sizes at which launching the kernels takes longer than running them. The function may
-    neither wait for the device nor have results whose size depends on the data: ``padded_proposals`` and
-    ``padded_detections`` of the project's detectors are such functions, alone or after a backbone::
+    neither wait for the device nor have results whose size depends on the data: the project's detectors with
+    ``fixed_size=True`` are such functions, alone or after a backbone::
 
-        propose = Replay(rpn.padded_proposals, features, image_sizes)
+        propose = Replay(lambda *inputs: rpn(*inputs, fixed_size=True).proposals, features, image_sizes)
         proposals = propose(features, image_sizes)
 
     Args:
