@@ -93,7 +93,8 @@ def operators_extension():
     # c++2a is what compilers called C++20 before it was out.
     cxx = ["-O3", "-g0", "-std=c++2a", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
     cxx += shlex.split(os.environ.get("CFLAGS", ""))
-    nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
+    # -lineinfo: sanitizers and profilers name the source line.
+    nvcc = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
     if SIMULATED_GRID:
         cxx += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
     files = sources("csrc/*.cpp", "csrc/testing/*.cpp" if SIMULATED_GRID else "csrc/cpu/*.cpp")
