@@ -1,22 +1,30 @@
 """What the commands share: their arguments, and how they end."""
 
 import argparse
-import logging
 import sys
+import traceback
 from collections.abc import Callable
 
 import torch
 
 from .engines import ENGINES, Engine, get_engine
-from .errors import InputError
+from .errors import InputError, Interrupted
 from .evaluation import report
+
+DEBUG = "--debug"
+
+
+def plain_parser(description: str, **more) -> argparse.ArgumentParser:
+    """A parser of what every command has: ``--debug`` (:func:`end_well`)."""
+    more = {"formatter_class": argparse.RawDescriptionHelpFormatter} | more
+    parser = argparse.ArgumentParser(description=description, **more)
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, too")
+    return parser
 
 
 def argument_parser(description: str, **more) -> argparse.ArgumentParser:
-    """A parser with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more
-    )
+    """The same with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
+    parser = plain_parser(description, **more)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml configuration")
     parser.add_argument(
         "--engine",
@@ -36,21 +44,22 @@ def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
 
 
 def end_well(main: Callable):
-    """Runs a command; what is wrong with the input is one line."""
+    """Runs a command; what is wrong with the input is one line, after the traceback where ``--debug`` asks for it."""
     try:
         main()
-    except InputError as error:
-        logging.getLogger(__name__).debug("", exc_info=True)
-        sys.exit(f"{type(error).__name__}: {_without_traceback(str(error))}")
-    except OSError as error:  # a full disk, a folder that may not be written
+    except (InputError, OSError) as error:
+        if DEBUG in sys.argv:
+            traceback.print_exc()
+            print(getattr(error, "details", ""), file=sys.stderr)  # with the traceback of a loader's process
+        if isinstance(error, InputError):
+            sys.exit(f"{type(error).__name__}: {error}")
+        # A full disk, a folder that may not be written.
         sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         sys.exit("interrupted")
-
-
-def _without_traceback(text: str) -> str:
-    """torch gives an error of a loader's process the traceback there; the last line of it is the error itself."""
-    return text.strip().splitlines()[-1].split(": ", 1)[-1] if text.startswith("Caught ") else text
 
 
 def announce(engine: Engine, device: str, config_file: str):
@@ -64,10 +73,10 @@ def train_net(argv=None) -> dict:
     parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--num-gpus", type=int, default=1, help="per machine (detectron2 engine)")
-    parser.add_argument("--num-machines", type=int, default=1, help="(detectron2 engine)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (detectron2 engine)")
-    parser.add_argument("--dist-url", default=None, help="where the processes meet (detectron2 engine)")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
     args = parse(parser, argv)
     return get_engine(args.engine).launch(_train_net, args)
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"visualization", "evaluation"},
     {"config", "data"},
     {"modeling"},
-    {"ops"},
+    {"ops", "untrusted"},
     {"errors"},
 ]
 DETECTRON2_ONLY_IN = "ga_scope/engines/detectron2/"

@@ -24,7 +24,7 @@ from ga_scope.errors import ConfigError
 
 def main():
     known = tables()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument(
         "--table",
         nargs="+",

@@ -12,7 +12,6 @@ configuration: parameters that match, are missing or unexpected, and settings th
 without a target nothing is written. The exit code is 1 where they differ. Nothing of the source is run.
 """
 
-import argparse
 import sys
 
 from ga_scope import cli
@@ -22,7 +21,7 @@ from ga_scope.engines.mmdetection import compare, convert_checkpoint
 
 def main(argv=None) -> int:
     """Exit code 0, or 1 where the checkpoint and the configuration differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument("source", help="checkpoint of MMDetection")
     parser.add_argument("target", nargs="?", help="file to write")
     parser.add_argument(

@@ -32,7 +32,7 @@ def fraction(text):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.plain_parser(__doc__)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", help="folder; or the yaml file (yolo), or one annotation file (coco)")
     parser.add_argument("output", help="folder to write, for example datasets/bccd")

@@ -5,11 +5,12 @@ import argparse
 import logging
 import os
 
+from ga_scope import cli
 from ga_scope.data import make_shapes
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = cli.plain_parser(__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("output", help="folder for train/, val/ and annotations/")
     parser.add_argument("--train", type=int, default=1000, help="number of training images")
     parser.add_argument("--val", type=int, default=150, help="number of validation images")
@@ -21,4 +22,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.end_well(main)

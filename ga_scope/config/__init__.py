@@ -3,8 +3,9 @@
 import torch
 
 from ..errors import ConfigError
+from ..modeling.timm_stages import timm_pixels
 from .files import merge_file, merge_overrides
-from .keys import KEYS, PRECOMPUTED
+from .keys import KEYS, PRECOMPUTED, TIMM
 from .rules import RULES
 from .schema import Schema, flat, get, put
 
@@ -40,10 +41,24 @@ def load_config(cfg, config_file, overrides, builtin: bool, hint: str = ""):
     SCHEMA.add_defaults(cfg, builtin)
     own = merge_file(cfg, config_file, hint) | merge_overrides(cfg, overrides, hint)
     SCHEMA.settle(cfg, own)
+    _settle_pixels(cfg, own)
     cfg.MODEL.DEVICE = _resolve_device(cfg.MODEL.DEVICE)
     SCHEMA.check(cfg, builtin)
     cfg.freeze()
     return cfg
+
+
+def _settle_pixels(cfg, own: set[str]):
+    """A network of timm wants the pixels that it was trained with, unless the file itself says others."""
+    if not TIMM.certain(cfg):
+        return
+    try:
+        mean, std = timm_pixels(cfg.MODEL.TIMM.NAME)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"MODEL.TIMM.NAME: {error}") from None
+    for name, value in (("INPUT.FORMAT", "RGB"), ("MODEL.PIXEL_MEAN", mean), ("MODEL.PIXEL_STD", std)):
+        if name not in own:
+            put(cfg, name, value)
 
 
 def _resolve_device(device: str | None) -> str | None:

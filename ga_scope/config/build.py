@@ -3,6 +3,7 @@
 The configuration has been checked (:mod:`ga_scope.config.schema`).
 """
 
+from ..errors import ConfigError
 from ..modeling.box_coding import BoxCoder
 from ..modeling.guided_anchoring import (
     AnchorShapes,
@@ -19,7 +20,21 @@ from ..modeling.retinanet import RetinaNet, RetinaNetHead
 from ..modeling.roi_heads import BoxHead, BoxPredictor, FastRCNNHeads, Pooler
 from ..modeling.rpn import RPN, RPNHead
 from ..modeling.scope import DistributionQuality, ScopeBins, ScopeDetector, ScopeHead, ScopeTargets
+from ..modeling.timm_stages import TimmStages
 from .rules import per_level
+
+
+def build_timm_stages(cfg, kind: type[TimmStages] = TimmStages) -> TimmStages:
+    """MODEL.TIMM's network.
+
+    Raises:
+        ConfigError: timm is not installed, or the model is not there or has no such features.
+    """
+    keys, first = cfg.MODEL.TIMM, int(cfg.MODEL.FPN.IN_FEATURES[0].removeprefix("res"))
+    try:
+        return kind(keys.NAME, first, keys.NORM, cfg.MODEL.BACKBONE.FREEZE_AT)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"MODEL.TIMM.NAME: {error}") from None
 
 
 def _generation_arguments(cfg, levels: int) -> dict:

@@ -6,9 +6,11 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError
+from ..untrusted import check_file
 from .schema import flat
 
 BASE = "_BASE_"
+MOST_VALUES = 100_000
 
 
 def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
@@ -17,16 +19,20 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
     Raises:
         ConfigError: the file is missing, no mapping, holds code, or builds on itself.
     """
-    path = Path(path).expanduser()
-    if path.resolve() in _chain:
-        raise ConfigError(f"{path}: builds on itself: {' -> '.join(str(p) for p in (*_chain, path.resolve()))}")
     try:
+        path = Path(path).expanduser()
+        if path.resolve() in _chain:
+            raise ConfigError(f"{path}: builds on itself: {' -> '.join(str(p) for p in (*_chain, path.resolve()))}")
+        check_file(path)
         content = yaml.safe_load(path.read_text())
+        _size(content, {})
+    except ConfigError:
+        raise
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # yaml's own, and what its tags raise for values that they do not fit
         raise ConfigError(f"{path}: not a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: expected keys and their values, got {type(content).__name__}")
@@ -34,9 +40,32 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE}: expected the name of a file, got {base!r}")
-        for part in read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve())):
+        try:
+            parts = read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve()))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {BASE}: {error}") from None
+        for part in parts:
             merged = merge(merged, part)
     return merged, content
+
+
+def _size(value, known: dict[int, int | None]) -> int:
+    """How many values there are, aliases written out: a few lines of yaml can stand for more than memory holds.
+
+    Raises:
+        ValueError: there are too many, or without end.
+    """
+    if not isinstance(value, (dict, list, set, tuple)):
+        return 1
+    if known.get(id(value), 0) is None:
+        raise ValueError("expected values that end, got an alias within what it stands for")
+    if id(value) not in known:
+        known[id(value)] = None
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    if known[id(value)] > MOST_VALUES:
+        raise ValueError(f"expected at most {MOST_VALUES} values, aliases written out, got more")
+    return known[id(value)]
 
 
 def merge(below: dict, above: dict) -> dict:

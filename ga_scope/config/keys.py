@@ -19,8 +19,9 @@ RESNET_BACKBONES = (
     "build_retinanet_resnet_fpn_backbone",
     "build_scopenet_resnet_fpn_backbone",
 )
+TIMM_BACKBONE = "build_timm_fpn_backbone"
 CHOICES = {
-    "MODEL.BACKBONE.NAME": (*RESNET_BACKBONES, "build_resnet_backbone"),
+    "MODEL.BACKBONE.NAME": (*RESNET_BACKBONES, TIMM_BACKBONE, "build_resnet_backbone"),
     "MODEL.META_ARCHITECTURE": (
         "GeneralizedRCNN", "ProposalNetwork", "RetinaNet", "GuidedAnchoringRetinaNet", "ScopeNet",
     ),
@@ -48,6 +49,7 @@ def meta(*values) -> When:
 # ---- who reads what --------------------------------------------------------------------------------
 
 RESNET = chosen("MODEL.BACKBONE.NAME", *RESNET_BACKBONES, "build_resnet_backbone")
+TIMM = chosen("MODEL.BACKBONE.NAME", TIMM_BACKBONE)
 RCNN = meta("GeneralizedRCNN")
 PROPOSING = meta("GeneralizedRCNN", "ProposalNetwork")
 RPNS = PROPOSING & chosen("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "StagedRPN", "GuidedAnchoringRPN")
@@ -71,6 +73,7 @@ BINNED = SCOPENET & When(
     "MODEL.SCOPENET.BINS.NUM above 1", lambda cfg, users: (get(cfg, "MODEL.SCOPENET.BINS.NUM") or 0) > 1
 )  # fmt: skip
 IN_STEPS = chosen("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")
+CROPPED = chosen("INPUT.CROP.ENABLED", True)
 CLIPPED = chosen("SOLVER.CLIP_GRADIENTS.ENABLED", True)
 
 # This project's parts, of keys that detectron2's read, too.
@@ -130,13 +133,6 @@ KEYS = [
          {"when": LOADED_PROPOSALS}),
         ("PRECOMPUTED_PROPOSAL_TOPK_TEST", 1000, whole(1), "Of a file's proposals, per image.",
          {"when": LOADED_PROPOSALS}),
-        (
-            "TRUST_PROPOSAL_PICKLES",
-            False,
-            switch,
-            "Proposal files of other kinds are pickles, which can run any code; True reads them all the same.",
-            {"when": LOADED_PROPOSALS},
-        ),
     ),
     *section(
         "DATALOADER.",
@@ -151,8 +147,14 @@ KEYS = [
         ("MAX_SIZE_TRAIN", 1333, whole(1), "The longer side's limit."),
         ("MIN_SIZE_TEST", 800, whole(0), "Shorter side in pixels; 0: as it is."),
         ("MAX_SIZE_TEST", 1333, whole(1), "The longer side's limit."),
-        ("RANDOM_FLIP", "horizontal", one_of("horizontal", "vertical", "none"), "With probability 1/2.",
-         {"builtin": one_of("horizontal", "none")}),
+        ("RANDOM_FLIP", "horizontal", one_of("horizontal", "vertical", "both", "none"),
+         "With probability 1/2; both: each with 1/2."),
+        ("CROP.ENABLED", False, switch, "Training sees a random part of the image, cut before it is resized."),
+        ("CROP.TYPE", "relative_range", one_of("relative_range", "relative", "absolute", "absolute_range"),
+         "SIZE is shares of the sides: the least, or exactly; or pixels: exactly, or the limits.", {"when": CROPPED}),
+        ("CROP.SIZE", [0.9, 0.9], sequence(number(above=0), length=2), "Of height and width.", {"when": CROPPED}),
+        ("COLOR_JITTER", [0.0, 0.0, 0.0], sequence(number(0, 1), length=3),
+         "Brightness, contrast and saturation are multiplied by 1 - x to 1 + x."),
         ("FORMAT", "BGR", text, "Order of the channels.", W | {"builtin": one_of("BGR", "RGB")}),
     ),
     *section(
@@ -175,16 +177,30 @@ KEYS = [
         ("WARMUP_ITERS", 1000, whole(0), "Steps until the whole of it."),
         ("WARMUP_METHOD", "linear", one_of("linear", "constant"), "How it gets there."),
         ("CHECKPOINT_PERIOD", 5000, whole(1), "Steps between checkpoints."),
+        ("MAX_TO_KEEP", 0, whole(0), "Of these the newest are kept; 0: all."),
         ("IMS_PER_BATCH", 16, whole(1), "Images of a step, over all processes."),
-        ("CLIP_GRADIENTS.ENABLED", False, switch, "Gradients are clipped, parameter by parameter."),
-        ("CLIP_GRADIENTS.CLIP_TYPE", "value", one_of("value", "norm"), "What of them.", {"when": CLIPPED}),
+        ("ACCUMULATION_STEPS", 1, whole(1),
+         "Parts that a step's images go through the model in, one after the other; their gradients are added up."),
+        ("CLIP_GRADIENTS.ENABLED", False, switch, "Gradients are clipped."),
+        ("CLIP_GRADIENTS.CLIP_TYPE", "value", one_of("value", "norm", "full_model"),
+         "Each number; the norm of each parameter's; the norm of all together.", {"when": CLIPPED}),
         ("CLIP_GRADIENTS.CLIP_VALUE", 1.0, number(above=0), "The limit.", {"when": CLIPPED}),
         ("CLIP_GRADIENTS.NORM_TYPE", 2.0, number(above=0), "Of the norm.", {"when": CLIPPED}),
         ("AMP.ENABLED", False, switch, "bfloat16 autocast (float16 on GPUs without bfloat16)."),
     ),
     *section(
+        "MODEL_EMA.",
+        ("ENABLED", False, switch,
+         "A moving average of the weights: what is evaluated in training, and model_final_ema.pth at its end."),
+        ("DECAY", 0.999, fraction, "Of the average, at every step.", {"when": chosen("MODEL_EMA.ENABLED", True)}),
+    ),
+    *section(
         "TEST.",
         ("EVAL_PERIOD", 0, whole(0), "Steps between evaluations; 0: only at the end."),
+        ("BEST_METRIC", "", text,
+         "model_best.pth has the weights of the evaluation with the highest of this: AP, AR@100, or dataset/AP."),
+        ("PATIENCE", 0, whole(0), "Training ends after so many evaluations without a better BEST_METRIC; 0: never."),
+        ("PRECISION", "float32", one_of("float32", "bfloat16", "float16"), "Of the model in evaluation (autocast)."),
         ("DETECTIONS_PER_IMAGE", 100, whole(1), "At most."),
         ("AUG.ENABLED", False, one_of(False), "Test-time augmentation, which this project does not have.",
          {"detectron2_only": True}),
@@ -204,25 +220,37 @@ KEYS = [
         ("MASK_ON", False, switch, "A mask head.", {"builtin": one_of(False)}),
         ("KEYPOINT_ON", False, switch, "A keypoint head.", {"builtin": one_of(False)}),
         ("BACKBONE.NAME", "build_resnet_backbone", text,
-         "p6 pooled from p5; the same with the features before the FPN; p6 and p7 from C5 (RetinaNet); from P5 (FCOS).",
-         {"builtin": one_of(*RESNET_BACKBONES), "weights": True}),
+         "p6 pooled from p5; the same with the features before the FPN; p6 and p7 from C5 (RetinaNet); from P5 (FCOS); "
+         "any network of timm.",
+         {"builtin": one_of(*RESNET_BACKBONES, TIMM_BACKBONE), "weights": True}),
         ("BACKBONE.FREEZE_AT", 2, whole(0), "The stem and the stages before it do not train; 0: all do."),
         ("FPN.IN_FEATURES", [], sequence(text), "Stages that the pyramid is built on.",
          W | {"builtin": one_of(RES_STAGES, RES_STAGES[1:])}),
         ("FPN.OUT_CHANNELS", 256, whole(1), "Width of the pyramid.", W),
-        ("FPN.NORM", "", norm, "Of the pyramid.", W | {"builtin": one_of("", "BN", "GN")}),
+        ("FPN.NORM", "", norm, "Of the pyramid.", W | {"builtin": one_of("", "BN", "SyncBN", "GN")}),
         ("FPN.FUSE_TYPE", "sum", one_of("sum", "avg"), "Of the top-down path.", W | {"builtin": one_of("sum")}),
     ),
     *section(
         "MODEL.RESNETS.",
         ("DEPTH", 50, one_of(18, 34, 50, 101, 152), "Layers.", W),
         ("OUT_FEATURES", ["res4"], sequence(one_of("stem", *RES_STAGES), least=1), "Stages that are handed on."),
-        ("NORM", "FrozenBN", norm, "Of the ResNet.", W | {"builtin": one_of("FrozenBN", "BN")}),
+        ("NORM", "FrozenBN", norm, "Of the ResNet.", W | {"builtin": one_of("FrozenBN", "BN", "SyncBN")}),
         ("NUM_GROUPS", 1, whole(1), "ResNeXt's cardinality.", W),
         ("WIDTH_PER_GROUP", 64, whole(1), "ResNeXt's width.", W),
         ("STRIDE_IN_1X1", True, switch, "MSRA's and Caffe2's ResNets stride in the first 1x1.", W),
         ("RES2_OUT_CHANNELS", 256, whole(1), "64 for depths 18 and 34, else 256.", W),
         when=RESNET,
+    ),
+    *section(
+        "MODEL.TIMM.",
+        ("NAME", "resnet50", text,
+         "A model of timm with features of strides 4, 8, 16 and 32, as tf_efficientnet_lite0. INPUT.FORMAT, PIXEL_MEAN "
+         "and PIXEL_STD follow from it unless the file itself sets them. MODEL.WEIGHTS timm://NAME starts from its "
+         "hub's weights.", W),
+        ("NORM", "BN", one_of("BN", "FrozenBN"), "FrozenBN: batch normalisation keeps the numbers it was loaded with."),
+        ("TOP_BLOCK", "pool", one_of("pool", "res5", "p5"),
+         "Above p5: p6 pooled from it; or p6 and p7 as convolutions of res5 (RetinaNet) or of p5 (FCOS).", W),
+        when=TIMM,
     ),
     # ---- proposals ----------------------------------------------------------------------------------
     *section(

@@ -18,6 +18,8 @@ from .keys import (
     RPNS,
     SCOPENET,
     STAGED,
+    TIMM,
+    TIMM_BACKBONE,
 )
 from .schema import BUILTIN_HINT, get
 
@@ -30,6 +32,10 @@ LAST_LEVEL = {
 }
 
 
+# ... and with timm's networks by MODEL.TIMM.TOP_BLOCK.
+TIMM_LAST_LEVEL = {"pool": 6, "res5": 7, "p5": 7}
+
+
 def _wrong(name: str, expected, got, hint: str = ""):
     raise ConfigError(f"{name}: expected {expected}, got {got!r}{hint}")
 
@@ -39,6 +45,8 @@ def level_names(cfg) -> list[str] | None:
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
         return list(cfg.MODEL.RESNETS.OUT_FEATURES)
     last, stages = LAST_LEVEL.get(cfg.MODEL.BACKBONE.NAME), cfg.MODEL.FPN.IN_FEATURES
+    if TIMM.certain(cfg):
+        last = TIMM_LAST_LEVEL[cfg.MODEL.TIMM.TOP_BLOCK]
     if last is None or not stages or not stages[0].startswith("res"):
         return None
     return [f"p{i}" for i in range(int(stages[0].removeprefix("res")), last + 1)]
@@ -68,10 +76,28 @@ def resnet(cfg, builtin):
     if missing:
         _wrong("MODEL.RESNETS.OUT_FEATURES", f"all of MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}",
                list(keys.OUT_FEATURES))  # fmt: skip
+
+
+def pyramid(cfg, builtin):
     stages = list(cfg.MODEL.FPN.IN_FEATURES)
+    if TIMM.certain(cfg) and stages not in (RES_STAGES, RES_STAGES[1:]):
+        _wrong("MODEL.FPN.IN_FEATURES", f"{RES_STAGES} or {RES_STAGES[1:]} with a network of timm", stages)
     first = RES_STAGES.index(stages[0]) if stages and stages[0] in RES_STAGES else 0
     if cfg.MODEL.BACKBONE.NAME in LAST_LEVEL and (not stages or stages != RES_STAGES[first:][: len(stages)]):
         _wrong("MODEL.FPN.IN_FEATURES", "stages that follow one another, from res2 to res5", stages)
+
+
+def crop(cfg, builtin):
+    keys = cfg.INPUT.CROP
+    if not keys.ENABLED:
+        return
+    low, high = keys.SIZE
+    if keys.TYPE.startswith("relative") and max(low, high) > 1:
+        _wrong("INPUT.CROP.SIZE", f"shares of the sides, at most 1, with INPUT.CROP.TYPE {keys.TYPE}", list(keys.SIZE))
+    if keys.TYPE.startswith("absolute") and (low != int(low) or high != int(high)):
+        _wrong("INPUT.CROP.SIZE", f"whole numbers of pixels with INPUT.CROP.TYPE {keys.TYPE}", list(keys.SIZE))
+    if keys.TYPE == "absolute_range" and low > high:
+        _wrong("INPUT.CROP.SIZE", "the lower limit first", list(keys.SIZE))
 
 
 def levels(cfg, builtin):
@@ -134,8 +160,9 @@ def staged(cfg, builtin):
     if STAGED.certain(cfg) and keys.BEFORE_FPN:
         if keys.STAGES != 2:
             _wrong("MODEL.STAGED_RPN.STAGES", "2 with BEFORE_FPN", keys.STAGES)
-        if builtin and cfg.MODEL.BACKBONE.NAME != "build_resnet_fpn_backbone_with_stages":
-            _wrong("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone_with_stages with MODEL.STAGED_RPN.BEFORE_FPN",
+        having = ("build_resnet_fpn_backbone_with_stages", TIMM_BACKBONE)
+        if builtin and cfg.MODEL.BACKBONE.NAME not in having:
+            _wrong("MODEL.BACKBONE.NAME", f"{' or '.join(having)} with MODEL.STAGED_RPN.BEFORE_FPN",
                    cfg.MODEL.BACKBONE.NAME)  # fmt: skip
 
 
@@ -191,4 +218,24 @@ def amp(cfg, builtin):
         _wrong("SOLVER.AMP.ENABLED", f"False on {cfg.MODEL.DEVICE}", True, hint)
 
 
-RULES = (pixels, resnet, levels, anchors, proposals, staged, guided, scopenet, group_norms, ignore_regions, amp)
+def patience(cfg, builtin):
+    if cfg.TEST.PATIENCE and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD and cfg.DATASETS.TEST):
+        _wrong("TEST.PATIENCE", "0 without TEST.BEST_METRIC, TEST.EVAL_PERIOD and DATASETS.TEST", cfg.TEST.PATIENCE)
+
+
+RULES = (
+    pixels,
+    crop,
+    resnet,
+    pyramid,
+    levels,
+    anchors,
+    proposals,
+    staged,
+    guided,
+    scopenet,
+    group_norms,
+    ignore_regions,
+    amp,
+    patience,
+)

@@ -14,7 +14,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
+from ..untrusted import check_file
 from .dataset import Annotations, Dataset, Texts, clean_boxes, warn_of, without_repeats
 
 KEYS = ("images", "annotations", "categories")
@@ -102,7 +103,7 @@ def _load(json_file, image_root, name, extras):
     columns = _annotations(content.annotations or [], image_ids, category_ids, problems, extras)
     count, annotated = len(content.annotations or []), content.annotations is not None
     del content  # the text of the whole file
-    annotations, starts = _arranged(columns, heights, widths, problems)
+    annotations, starts = _arranged(columns, heights, widths, problems, extras)
     warn_of(name, count, problems)
     whole = all(type(i) is int and abs(i) < 2**63 for i in image_ids)
     return Dataset(
@@ -125,12 +126,15 @@ def _load(json_file, image_root, name, extras):
 
 def _read(json_file) -> _File:
     try:
+        check_file(json_file)
         text = json_file.read_bytes()
     except OSError as error:
         raise DatasetError(f"{json_file}: cannot be read: {error.strerror}") from None
+    except InputError as error:
+        raise DatasetError(f"{json_file}: {error}") from None
     try:
         content = msgspec.json.decode(text, type=_File)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         content = _read_slowly(json_file, text)
     for key in KEYS:
         if getattr(content, key) is None and key != "annotations":
@@ -141,7 +145,7 @@ def _read(json_file) -> _File:
 def _read_slowly(json_file, text) -> _File:
     """JSON as Python writes it, with NaN and Infinity; and what is wrong where it is none."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file}: not a JSON file: {error}") from None
     if not isinstance(content, dict):
@@ -153,10 +157,23 @@ def _read_slowly(json_file, text) -> _File:
 
 
 def _entry(json_file, key, index, raw) -> dict:
-    entry = json.loads(bytes(raw))
+    entry = _loaded(raw)
     if not isinstance(entry, dict):
         raise DatasetError(f"{json_file}: {key}[{index}]: expected an object, got {_short(entry)}")
     return entry
+
+
+def _loaded(raw):
+    """An entry as Python's json reads it; None for one that is no JSON, or too deep."""
+    try:
+        return json.loads(bytes(raw), parse_int=_whole)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _whole(text: str) -> int | float:
+    """Python refuses to read a whole number of thousands of digits; here it is merely none of an image."""
+    return int(text) if len(text) < 400 else math.inf
 
 
 def _short(value) -> str:
@@ -173,7 +190,7 @@ def _categories(json_file, entries):
         where = f"{json_file}: categories[{i}]"
         if type(number) is not int:
             raise DatasetError(f"{where}: id: expected a whole number, got {_short(number)}")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not _is_text(name):
             raise DatasetError(f"{where}: name: expected text, got {_short(name)}")
         if number in found:
             raise DatasetError(f"{where}: id: expected another than {found[number]!r} has, got {number}")
@@ -182,6 +199,15 @@ def _categories(json_file, entries):
         found[number] = name
     numbers = sorted(found)
     return [found[number] for number in numbers], numbers
+
+
+def _is_text(value: str) -> bool:
+    """Halves of a character (surrogates), which JSON can spell, cannot be written to anywhere."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _key_of(mapping, value):
@@ -194,14 +220,14 @@ def _images(json_file, entries):
     for i, raw in enumerate(entries):
         try:
             image = _READ_IMAGE(raw)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             image = _loose_image(json_file, i, _entry(json_file, "images", i, raw))
         if image.id in ids:
             raise DatasetError(
                 f"{json_file}: images[{i}]: id: expected another than images[{ids[image.id]}] has, got "
                 f"{_short(image.id)}"
             )
-        if not image.file_name or "\0" in image.file_name:
+        if not image.file_name or "\0" in image.file_name or not _is_text(image.file_name):
             raise DatasetError(
                 f"{json_file}: images[{i}]: file_name: expected the name of a file, got {_short(image.file_name)}"
             )
@@ -270,8 +296,8 @@ def _annotations(entries, image_ids, category_ids, problems, extras) -> _Columns
     for raw in entries:
         try:
             found = read(raw)
-        except msgspec.DecodeError:  # another kind, or NaN, which is no JSON
-            found = _loose(json.loads(bytes(raw)), problems)
+        except (msgspec.DecodeError, RecursionError):  # another kind, or NaN, which is no JSON
+            found = _loose(_loaded(raw), problems)
             if found is None:
                 continue
         image, category = position.get(found.image_id), label.get(found.category_id)
@@ -340,7 +366,7 @@ def _extras(found: _Outlined, problems) -> str:
     return (b"{" + b",".join(b'"' + name + b'":' + text for name, text in kept) + b"}").decode()
 
 
-def _arranged(columns, heights, widths, problems) -> tuple[Annotations, np.ndarray]:
+def _arranged(columns, heights, widths, problems, extras: bool) -> tuple[Annotations, np.ndarray]:
     """The annotations sorted by image, with what is usable of their boxes; and where each image's begin."""
     images = np.array(columns.images, dtype=np.int64)
     order = images.argsort(kind="stable")
@@ -354,5 +380,5 @@ def _arranged(columns, heights, widths, problems) -> tuple[Annotations, np.ndarr
     own = boxes[:, 2] * boxes[:, 3]
     areas = np.where(np.isfinite(areas) & (areas > 0), areas, own)
     starts = np.searchsorted(images, np.arange(len(heights) + 1))
-    extras = Texts(columns.extras[i] for i in order) if columns.extras else None
-    return Annotations(boxes, clipped, labels, areas, crowd, ignore, usable, extras), starts
+    texts = Texts(columns.extras[i] for i in order) if extras else None
+    return Annotations(boxes, clipped, labels, areas, crowd, ignore, usable, texts), starts

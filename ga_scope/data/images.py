@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DatasetError
+from ..untrusted import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,15 @@ ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 turn by a quarter
 UNBOUNDED = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
+# Of Pillow's formats those of photos. Others hand a file to programs of the system (EPS, to Ghostscript).
+PHOTO_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+
+def _opened(path) -> Image.Image:
+    check_file(path)
+    return Image.open(path, formats=PHOTO_FORMATS)
+
+
 def open_image(path) -> Image.Image:
     """An image file, upright, as RGB: turned as its EXIF data say, 16 bits scaled to 8, transparency left out.
 
@@ -28,7 +38,7 @@ def open_image(path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with _opened(path) as file:
                 return upright_rgb(file, path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image") from None
@@ -100,7 +110,7 @@ def image_record(path) -> dict:
         DatasetError: it is no image.
     """
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             width, height = file.size
             turned = file.getexif().get(ORIENTATION) in (5, 6, 7, 8)
     except FileNotFoundError:

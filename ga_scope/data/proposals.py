@@ -9,13 +9,12 @@ The project's format is an ``.npz`` of plain arrays, which is read without runni
 ``logits`` (sum,) float32     objectness
 =========  =================  ====================================================
 
-detectron2's format is a pickle, which can run anything when it is read: it is written on request and read
-only if the caller says that it is trusted.
+detectron2's format is a pickle, of which the arrays are read and nothing is run (:mod:`ga_scope.untrusted`).
 """
 
 import pickle
 import tempfile
-import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, DatasetError
 from ..modeling.results import ImageResult
+from ..untrusted import check_archive, check_file, load_arrays
 from .dataset import Dataset
 
 XYXY_ABS = 0  # detectron2's BoxMode
@@ -74,8 +74,9 @@ class ProposalWriter:
         with open(partial, "wb") as file:
             if self.path.suffix == ".pkl":
                 ends = np.cumsum(self._counts)[:-1]
-                content = {"ids": self._ids, "boxes": np.split(boxes, ends), "bbox_mode": XYXY_ABS}
-                pickle.dump(content | {"objectness_logits": np.split(logits, ends)}, file)
+                boxes, logits = (np.split(values, ends)[: len(self._ids)] for values in (boxes, logits))
+                content = {"ids": self._ids, "boxes": boxes, "objectness_logits": logits, "bbox_mode": XYXY_ABS}
+                pickle.dump(content, file)
             else:
                 ids = np.array([str(image) for image in self._ids], dtype=np.str_)
                 np.savez(file, ids=ids, counts=np.array(self._counts, dtype=np.int64), boxes=boxes, logits=logits)
@@ -139,62 +140,91 @@ class ProposalTable:
         return with_proposals(record, *self.of(record["image_id"]))
 
 
-def load_proposals(path, trust_pickle: bool = False) -> ProposalTable:
-    """A file of proposals.
+def load_proposals(path) -> ProposalTable:
+    """A file of proposals: an ``.npz``; any other is taken for detectron2's pickle.
 
     Raises:
-        DatasetError: the file is missing, not in its format, or a pickle that is not trusted.
+        DatasetError: the file is missing, not in its format, or its numbers are no boxes.
     """
     path = Path(path)
     if not path.exists():
         raise DatasetError(f"{path}: no such proposal file")
-    if path.suffix == ".npz":
-        return _load_npz(path)
-    if not trust_pickle:
-        raise DatasetError(
-            f"{path}: expected an .npz file (tools/dump_proposals.py). Anything else is read as a pickle, which can "
-            "run any code: if you trust where it comes from, set DATASETS.TRUST_PROPOSAL_PICKLES True"
-        )
-    return _load_pickle(path)
-
-
-def _load_npz(path) -> ProposalTable:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in FIELDS if name not in file]
-            if missing:
-                raise DatasetError(f"{path}: expected arrays {', '.join(FIELDS)}, {', '.join(missing)} missing")
-            ids, counts, boxes, logits = (file[name] for name in FIELDS)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path}: not a proposal file: {error}") from None
-    whole = counts.dtype.kind in "iu" and counts.ndim == 1 and (counts >= 0).all()
-    total = int(counts.sum()) if whole else -1
-    if not whole or len(ids) != len(counts) or boxes.shape != (total, 4) or logits.shape != (total,):
-        raise DatasetError(
-            f"{path}: expected {total} boxes and logits of {len(counts)} images, got {boxes.shape} and "
-            f"{logits.shape} of {len(ids)}"
+        check_file(path)
+        columns = _read_npz(path) if path.suffix == ".npz" else _read_pickle(path)
+    except DatasetError:
+        raise
+    except Exception as error:  # whatever the readers say of a broken file
+        raise DatasetError(f"{path}: not a proposal file: {error or type(error).__name__}") from error
+    return ProposalTable(path, *_checked(path, *columns))
+
+
+def _read_npz(path):
+    check_archive(path)
+    with np.load(path, allow_pickle=False) as file:
+        missing = [name for name in FIELDS if name not in file]
+        if missing:
+            raise DatasetError(f"{path}: expected arrays {', '.join(FIELDS)}, {', '.join(missing)} missing")
+        return [file[name] for name in FIELDS]
+
+
+def _checked(path, ids, counts, boxes, logits):
+    """The columns of a table, as far as they can be those of a file of proposals."""
+    whole = counts.dtype.kind in "iu" and counts.ndim == 1 and (counts >= 0).all() and (counts < 2**31).all()
+    total = int(counts.sum(dtype=np.int64)) if whole else -1
+    sizes = f"got {boxes.shape} and {logits.shape} of {ids.size}"
+    if not whole or ids.shape != counts.shape or boxes.shape != (total, 4) or logits.shape != (total,):
+        raise DatasetError(f"{path}: expected {total} boxes and logits of {counts.size} images, {sizes}")
+    if ids.dtype.kind not in "USiu":
+        raise DatasetError(f"{path}: ids: expected texts or whole numbers, got {ids.dtype}")
+    texts = [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in ids.tolist()]
+    again = next((text for text, count in Counter(texts).items() if count > 1), None)
+    if again is not None:
+        raise DatasetError(f"{path}: ids: expected every image once, got {again!r} again")
+    boxes, logits = _numbers(path, "boxes", boxes), _numbers(path, "logits", logits)
+    images = np.repeat(np.arange(len(counts)), counts)
+    if ((logits[1:] > logits[:-1]) & (images[1:] == images[:-1])).any():  # best first, whoever wrote the file
+        order = np.lexsort((-logits, images))
+        boxes, logits = boxes[order], logits[order]
+    return texts, counts, boxes, logits
+
+
+def _numbers(path, name, values) -> np.ndarray:
+    if values.dtype.kind not in "fiu":
+        raise DatasetError(f"{path}: {name}: expected numbers, got {values.dtype}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise DatasetError(f"{path}: {name}: expected finite numbers, got {values[~np.isfinite(values)].flat[0]}")
+    return values
+
+
+def _read_pickle(path):
+    with open(path, "rb") as file:
+        content = load_arrays(file, encoding="latin1")
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a dict in detectron2's format, got {type(content).__name__}")
+    content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v for k, v in content.items()}
+    for name in ("ids", "boxes", "objectness_logits"):
+        if not isinstance(content.get(name), (list, np.ndarray)):
+            got = type(content[name]).__name__ if name in content else "none"
+            raise ValueError(f"{name}: expected a list, in detectron2's format, got {got}")
+    mode = content.get("bbox_mode", XYXY_ABS)
+    if mode != XYXY_ABS:
+        raise ValueError(f"bbox_mode: expected {XYXY_ABS} (XYXY_ABS), got {mode!r}")
+    ids, of_boxes, of_logits = content["ids"], content["boxes"], content["objectness_logits"]
+    if not len(ids) == len(of_boxes) == len(of_logits):
+        raise ValueError(
+            f"expected boxes and logits of {len(ids)} images, got {len(of_boxes)} and {len(of_logits)} of them"
         )
-    return ProposalTable(path, ids.tolist(), counts, boxes, logits)
-
-
-def _load_pickle(path) -> ProposalTable:
-    try:
-        with open(path, "rb") as file:
-            content = pickle.load(file, encoding="latin1")
-        content = {{"indexes": "ids", "scores": "objectness_logits"}.get(k, k): v for k, v in content.items()}
-        if int(content.get("bbox_mode", XYXY_ABS)) != XYXY_ABS:
-            raise ValueError(f"bbox_mode: expected {XYXY_ABS} (XYXY_ABS), got {content['bbox_mode']}")
-        boxes, logits = [], []
-        for of_image, values in zip(content["boxes"], content["objectness_logits"]):
-            order = np.argsort(-np.asarray(values), kind="stable")
-            boxes.append(np.asarray(of_image, dtype=np.float32).reshape(-1, 4)[order])
-            logits.append(np.asarray(values, dtype=np.float32)[order])
-        counts = np.array([len(values) for values in logits])
-        return ProposalTable(path, content["ids"], counts, np.concatenate(boxes), np.concatenate(logits))
-    except Exception as error:  # whatever the pickle's content does
-        raise DatasetError(f"{path}: not a file of proposals in detectron2's format: {error}") from error
+    logits = [np.asarray(values, dtype=np.float32).reshape(-1) for values in of_logits]
+    boxes = [np.asarray(values, dtype=np.float32).reshape(-1, 4) for values in of_boxes]
+    for image, x, y in zip(ids, boxes, logits):
+        if len(x) != len(y):
+            raise ValueError(f"image {image!r}: expected as many boxes as logits, got {len(x)} and {len(y)}")
+    counts = np.array([len(values) for values in logits], dtype=np.int64)
+    texts = np.array([str(image) for image in ids], dtype=np.str_)
+    return texts, counts, np.concatenate([np.zeros((0, 4), np.float32), *boxes]), np.concatenate([[], *logits])
 
 
 def with_proposals(record: dict, boxes, logits) -> dict:
@@ -222,6 +252,6 @@ def loaded_proposals(cfg, split: str, name: str, dataset: Dataset) -> ProposalTa
             f"DATASETS.PROPOSAL_FILES_{split}: expected {len(names)} files, one for each of DATASETS.{split}, "
             f"got {len(files)}"
         )
-    table = load_proposals(files[names.index(name)], cfg.DATASETS.TRUST_PROPOSAL_PICKLES)
+    table = load_proposals(files[names.index(name)])
     table.check(dataset)
     return table

@@ -1,14 +1,16 @@
 """What an engine is: one way of building, training and running the project's models."""
 
+import contextlib
 import logging
+import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as LoaderDataset
 from tqdm import tqdm
@@ -17,9 +19,12 @@ from ..config import class_key, get, load_config
 from ..data import Dataset, Records, check_classes, load_dataset, loaded_proposals, read_image, register_datasets
 from ..data.images import resized_shape, to_network
 from ..errors import CheckpointError, ConfigError, DatasetError
-from ..evaluation import Evaluation, write_detections
+from ..evaluation import Evaluation, write_detections, write_text
 from ..modeling.results import ImageResult, Results, image_results
+from . import processes
 from .checkpoint import Checkpointer, classes_of
+from .solver import parameter_groups
+from .trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +83,7 @@ class _Mapped(LoaderDataset):
 
     def __init__(self, records, mapper):
         self.records, self.mapper = records, mapper
-        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-        self.indices = range(rank, len(records), world)
+        self.indices = range(processes.rank(), len(records), processes.world())
 
     def __len__(self):
         return len(self.indices)
@@ -92,23 +96,19 @@ def output_folder(cfg) -> Path:
     """OUTPUT_DIR, which is made where it is missing.
 
     Raises:
-        ConfigError: it cannot be.
+        ConfigError: it cannot be, or not be written to: said before a training, and not at its first checkpoint.
     """
     path = Path(cfg.OUTPUT_DIR)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {error.strerror}") from None
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"to see whether there is room")
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR: expected a folder to write to, got {path}: {error.strerror}") from None
     return path
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def one_thread(_=None):
-    """Workers of a loader share the cores with the training."""
-    torch.set_num_threads(1)
 
 
 class Engine(ABC):
@@ -136,23 +136,80 @@ class Engine(ABC):
         """The model on inputs of :class:`TestMapper`; with what the results come from where ``maps`` are wanted."""
 
     @abstractmethod
-    def train(self, cfg, resume: bool = False) -> dict[str, dict[str, float]]:
-        """Trains to SOLVER.MAX_ITER and returns the last metrics per dataset of DATASETS.TEST."""
+    def mapper(self, cfg) -> Callable[[dict], dict]:
+        """From a dataset dict to an input of a training, augmented with numbers of the global generators."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, inputs: list[dict], iteration: int) -> dict[str, Tensor]:
+        """Of a model in training, which may be wrapped for several processes."""
 
     # ---- what an implementation may have --------------------------------------------------------
 
+    carried: tuple[str, ...] = ()  # numbers that modules keep of the batches they saw, and no state_dict has
+
+    def carried_state(self, model: nn.Module) -> dict[str, float | Tensor]:
+        return {
+            f"{name}:{key}": value
+            for name, module in model.named_modules()
+            for key in self.carried
+            if isinstance(value := getattr(module, key, None), (float, Tensor))
+        }
+
+    def carry(self, model: nn.Module, state: dict[str, float | Tensor]):
+        """Sets what :meth:`carried_state` gave."""
+        modules = dict(model.named_modules())
+        for place, value in state.items():
+            name, _, key = place.rpartition(":")
+            setattr(modules[name], key, value)
+
+    def parameter_groups(self, cfg, model: nn.Module) -> list[dict]:
+        """For the optimizer."""
+        return parameter_groups(cfg, model)
+
+    @contextlib.contextmanager
+    def training(self, start: int) -> Iterator[None]:
+        """Around the steps of a training."""
+        yield
+
+    def scalars(self) -> dict[str, float]:
+        """What the framework has to say of the steps, for TensorBoard."""
+        return {}
+
     def begin(self, cfg, config_file: str, eval_only: bool):
         """Before anything else of a run: logging, the configuration in OUTPUT_DIR, seeds."""
-        logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", force=True)
-        (output_folder(cfg) / "config.yaml").write_text(cfg.dump())
+        level = logging.INFO if processes.rank() == 0 else logging.ERROR
+        logging.basicConfig(level=level, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", force=True)
+        if processes.rank() == 0:
+            write_text(output_folder(cfg) / "config.yaml", cfg.dump())
 
     def launch(self, function: Callable, args):
-        """Runs ``function(args)``, in the processes that the command line asks for."""
-        if args.num_gpus > 1 or args.num_machines > 1:
-            raise ConfigError(
-                "--num-gpus, --num-machines: the built-in engine trains on one device; detectron2 on many"
-            )
-        return function(args)
+        """``function(args)`` in the processes that the command line, or torchrun's environment, asks for."""
+        if processes.under_torchrun():
+            self.join()
+            try:
+                return function(args)
+            finally:
+                torch.distributed.destroy_process_group()
+        processes.check_arguments(args)
+        if args.num_gpus * args.num_machines == 1:
+            return function(args)
+        return processes.launch(function, args, self.start)
+
+    start = staticmethod(processes.start)
+
+    def join(self):
+        """Of a process that torchrun started."""
+        numbers = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        processes.join(*numbers)
+
+    # ---- training -------------------------------------------------------------------------------
+
+    def train(self, cfg, resume: bool = False) -> dict[str, dict[str, float]]:
+        """Trains to SOLVER.MAX_ITER and returns the last metrics per dataset of DATASETS.TEST."""
+        output_folder(cfg)
+        records = self.training_records(cfg)
+        classes = records.datasets[0].classes if class_key(cfg) else None
+        return Trainer(self, cfg, records, classes, resume or processes.restarted()).train()
 
     # ---- configuration, data, weights -----------------------------------------------------------
 
@@ -235,15 +292,19 @@ class Engine(ABC):
             batch_size=batch_size,
             num_workers=min(cfg.DATALOADER.NUM_WORKERS, max(len(records) - 1, 0)),
             collate_fn=list,
-            worker_init_fn=one_thread,
+            worker_init_fn=processes.in_worker,
         )
 
-    def infer(self, model: nn.Module, inputs: list[dict], maps: bool = False) -> Batch:
-        """The results of a batch, in evaluation and without gradients; the model is left as it was."""
-        training = model.training
+    def infer(self, model: nn.Module, inputs: list[dict], maps: bool = False, precision: str = "float32") -> Batch:
+        """The results of a batch, in evaluation and without gradients; the model is left as it was.
+
+        ``precision`` is TEST.PRECISION.
+        """
+        training, device = model.training, next(model.parameters()).device.type
         model.eval()
         try:
-            with torch.no_grad():
+            dtype = getattr(torch, precision)
+            with torch.no_grad(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 return self.run(model, inputs, maps)
         finally:
             model.train(training)
@@ -253,7 +314,8 @@ class Engine(ABC):
     ) -> Iterator[tuple[dict, ImageResult]]:
         """Every input and the results of its image, in order."""
         for inputs in self.inputs(cfg, records, batch_size):
-            yield from zip(inputs, self.image_results(inputs, self.infer(model, inputs, maps)))
+            found = self.infer(model, inputs, maps, cfg.TEST.PRECISION)
+            yield from zip(inputs, self.image_results(inputs, found))
 
     @staticmethod
     def image_results(inputs: list[dict], batch: Batch) -> list[ImageResult]:
@@ -281,25 +343,20 @@ class Engine(ABC):
             others = self.evaluators(cfg, name)
             for other in others:
                 other.reset()
-            progress = tqdm(
-                total=len(records), desc=name, mininterval=5, disable=_distributed() and dist.get_rank() > 0
-            )
+            progress = tqdm(total=len(records), desc=name, mininterval=5, disable=processes.rank() > 0)
             for inputs in self.inputs(cfg, records):
-                batch = self.infer(model, inputs)
+                batch = self.infer(model, inputs, precision=cfg.TEST.PRECISION)
                 for x, result in zip(inputs, self.image_results(inputs, batch)):
                     evaluation.add(x["image_id"], result)
                 for other in others:
                     other.process(inputs, batch.outputs)
-                progress.update(len(inputs) * (dist.get_world_size() if _distributed() else 1))
+                progress.update(len(inputs) * processes.world())
             progress.close()
-            if _distributed():
-                parts = [None] * dist.get_world_size()
-                dist.all_gather_object(parts, evaluation.results)
-                evaluation.merge(parts)
+            evaluation.merge(processes.of_all(evaluation.results))
             found[name] = evaluation.metrics()
             for other in others:
                 for task, values in (other.evaluate() or {}).items():
                     found[name] |= {f"{task}/{key}": value / 100 for key, value in values.items()}
-            if class_key(cfg) and not (_distributed() and dist.get_rank() > 0):
+            if class_key(cfg) and processes.rank() == 0:
                 write_detections(cfg.OUTPUT_DIR, name, evaluation.detections(), len(cfg.DATASETS.TEST) == 1)
         return found

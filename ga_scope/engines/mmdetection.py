@@ -7,19 +7,18 @@ either engine loads.
 
 import ast
 import os
-import pickle
 import re
 import tarfile
-import types
 import zipfile
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from .. import untrusted
 from ..errors import CheckpointError
-from .weights import renamed
+from .backbone_names import renamed
+from .weights import read_torch
 
 # (MMDetection's name, detectron2's name), sums in braces.
 BACKBONE = [
@@ -68,59 +67,6 @@ class ConversionError(CheckpointError):
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
-class _Placeholder:
-    """Stands for whatever a pickle asks for beside arrays: takes all that unpickling does to it, and does nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __call__(self, *args, **kwargs):
-        return _Placeholder()
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, item):
-        pass
-
-    def extend(self, items):
-        pass
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): torch.Size,
-    ("torch", "device"): torch.device,
-    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-}
-
-
-class _ArraysAlone(pickle.Unpickler):
-    """Builds tensors, containers, numbers and text; every other class or function becomes a placeholder."""
-
-    def find_class(self, module, name):
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return type(_Placeholder)(name.rpartition(".")[2], (_Placeholder,), {"__module__": module})
-
-
-def _load(file, **kwargs):
-    return _ArraysAlone(file, **kwargs).load()
-
-
-_PICKLE = types.SimpleNamespace(__name__=__name__, Unpickler=_ArraysAlone, load=_load)
-
-
 def read_checkpoint(path) -> dict:
     """A checkpoint of any age (torch's zip and its former format), of which nothing is run.
 
@@ -138,7 +84,8 @@ def read_checkpoint(path) -> dict:
         elif tarfile.is_tarfile(path):
             raise ConversionError(f"{path}: expected a checkpoint, got a tar file")
         # weights_only has its own unpickler, which refuses what it does not know; this one passes it by.
-        content = torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+        content = read_torch(path, pickle_module=untrusted.PICKLE, weights_only=False)
+        untrusted.check_tensors(_tensors(content), path)
     except ConversionError:
         raise
     except FileNotFoundError:
@@ -149,6 +96,11 @@ def read_checkpoint(path) -> dict:
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: expected a mapping with state_dict, got {type(content).__name__}")
     return content
+
+
+def _tensors(content) -> list[torch.Tensor]:
+    state = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else None
+    return [v for v in state.values() if isinstance(v, torch.Tensor)] if isinstance(state, dict) else []
 
 
 # ---- converting -----------------------------------------------------------------------------------------------------

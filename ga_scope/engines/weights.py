@@ -1,8 +1,6 @@
-"""Files of weights: this project's, detectron2's, its zoo's, torchvision's, plain state dicts. No file's code is run.
+"""Files of weights: this project's, detectron2's, its zoo's, torchvision's, timm's. No file's code is run."""
 
-What is read has detectron2's names, which are this project's on disk.
-"""
-
+import importlib.util
 import pickle
 import re
 from pathlib import Path
@@ -12,7 +10,8 @@ import torch
 from iopath.common.file_io import HTTPURLHandler, PathHandler, PathManager
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..untrusted import check_archive, check_sums, check_tensors, load_arrays
 
 ZOO = "https://dl.fbaipublicfiles.com/detectron2/"
 
@@ -29,9 +28,32 @@ class _ZooHandler(PathHandler):
         return paths.get_local_path(ZOO + path[len(self.PREFIX) :], force, **kwargs)
 
 
+class _PackageHandler(PathHandler):
+    """``package://NAME``: the one file of weights that an installed Python package holds."""
+
+    PREFIX = "package://"
+
+    def _get_supported_prefixes(self):
+        return [self.PREFIX]
+
+    def _get_local_path(self, path, force=False, **kwargs):
+        name = path[len(self.PREFIX) :]
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise CheckpointError(f"{path}: no such package is installed: pip install {name.replace('_', '-')}")
+        (folder,) = spec.submodule_search_locations
+        found = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".pth", ".pt", ".safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"{path}: expected one file of weights in the package, got {len(found)}")
+        return str(found[0])
+
+
 paths = PathManager()
 paths.register_handler(HTTPURLHandler())
 paths.register_handler(_ZooHandler())
+paths.register_handler(_PackageHandler())
+
+HUB = "timm://"  # ... NAME: what timm's hub has for a model
 
 
 def read_checkpoint(path: str) -> dict:
@@ -41,10 +63,12 @@ def read_checkpoint(path: str) -> dict:
         CheckpointError: the file is missing, broken, or no checkpoint.
     """
     try:
+        if str(path).startswith(HUB):
+            return _from_hub(str(path).removeprefix(HUB))
         local = Path(paths.get_local_path(str(path)))
         if not local.is_file():
             raise CheckpointError(f"{path}: no such checkpoint")
-        content = _read_pickle(local) if local.suffix == ".pkl" else _read_torch(local)
+        content = READERS.get(local.suffix, read_torch)(local)
     except CheckpointError:
         raise
     except Exception as error:  # a truncated zip, a pickle of something else, no network: whatever the reader says
@@ -52,9 +76,19 @@ def read_checkpoint(path: str) -> dict:
     state = content.get("model", content.get("state_dict")) if isinstance(content, dict) else None
     if state is None:  # the bare state dict of a model
         state, content = content, {}
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_parameter, state.items())):
         raise CheckpointError(f"{path}: expected the parameters of a model by their names, got {_kind(state)}")
-    return content | {"model": _detectron2_names(state)}
+    try:
+        check_tensors(state.values(), local)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: expected finite numbers, got others in {len(broken)} of {len(state)} tensors, the first of them "
+            f"{broken[0]}: the training diverged"
+        )
+    return content | {"model": state}
 
 
 def _line(error) -> str:
@@ -65,52 +99,61 @@ def _line(error) -> str:
     return text[:300] or type(error).__name__
 
 
+def _is_parameter(item) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
 def _kind(state) -> str:
     if isinstance(state, dict):
-        odd = next(
-            (f"{key}: {type(value).__name__}" for key, value in state.items() if not isinstance(value, Tensor)), ""
-        )
+        odd = next((f"{name}: {type(value).__name__}" for name, value in state.items()
+                    if not _is_parameter((name, value))), "")  # fmt: skip
         return f"a dict with {odd}" if odd else "an empty dict"
     return type(state).__name__
 
 
-def _read_torch(path: Path):
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_torch(path: Path, **how):
+    """What torch.save wrote, zipped or as before torch 1.6; ``weights_only`` unless ``how`` says otherwise."""
+    with open(path, "rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            check_archive(path)
+            check_sums(path)
+    return torch.load(path, map_location="cpu", **({"weights_only": True} | how))
+
+
+def _read_safetensors(path: Path):
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f"{path}: safetensors is not installed: pip install safetensors") from None
+    return load_file(path)
+
+
+def _from_hub(name: str):
+    try:
+        import timm
+    except ImportError:
+        raise CheckpointError(f"{HUB}{name}: timm is not installed: pip install timm") from None
+    return {"model": timm.create_model(name, pretrained=True).state_dict()}
 
 
 # ---- the zoo's pickles -----------------------------------------------------------------------------
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle can run any code; the zoo's hold arrays in dicts, and nothing else is let in."""
-
-    ALLOWED = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-        }
-    )
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"expected arrays only, got {module}.{name}, which is not loaded for safety")
-        return super().find_class(module, name)
-
-
 def _read_pickle(path: Path) -> dict:
     """A checkpoint of the zoo: detectron2's own, or a Caffe2 backbone (MSRA's ResNets)."""
     with open(path, "rb") as file:
-        data = _ArraysOnly(file, encoding="latin1").load()
-    if not isinstance(data, dict):
-        raise ValueError(f"expected arrays by their names, got {type(data).__name__}")
-    if "model" in data and "__author__" in data:
-        state = data["model"]
-    else:
-        blobs = data.get("blobs", data)
-        state = {_of_caffe2(name): value for name, value in blobs.items() if "_momentum" not in name}
+        data = load_arrays(file, encoding="latin1")
+    own = isinstance(data, dict) and "model" in data and "__author__" in data
+    state = data["model"] if own else data.get("blobs", data) if isinstance(data, dict) else data
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"expected arrays by their names, got {type(state).__name__}")
+    if not own:
+        state = {_of_caffe2(name): value for name, value in state.items() if "_momentum" not in name}
+    for name, value in state.items():
+        if not isinstance(value, (np.ndarray, np.generic)):
+            raise ValueError(
+                f"{name}: expected an array, got {type(value).__name__}: nothing else is loaded, for safety"
+            )
     # Copied: the arrays of a pickle are read-only.
     return {"model": {name: torch.from_numpy(np.array(value)) for name, value in state.items()}}
 
@@ -132,38 +175,4 @@ def _of_caffe2(blob: str) -> str:
     return blob
 
 
-# ---- names -----------------------------------------------------------------------------------------
-
-# (torchvision's name, detectron2's name) of a ResNet's parameter: a regular expression, and what becomes of it, with
-# sums in braces.
-RESNET_NAMES = [
-    (r"conv1\.(.+)", r"stem.conv1.\1"),
-    (r"bn1\.(.+)", r"stem.conv1.norm.\1"),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.(.+)", r"res{\1+1}.\2.conv\3.\4"),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.(.+)", r"res{\1+1}.\2.conv\3.norm.\4"),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.(.+)", r"res{\1+1}.\2.shortcut.\3"),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.(.+)", r"res{\1+1}.\2.shortcut.norm.\3"),
-]
-
-
-def _detectron2_names(state: dict) -> dict:
-    """The state with torchvision's ImageNet ResNets, which are bare backbones, below an FPN."""
-    if not {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight"} <= set(state):
-        return state
-    found = {name: renamed(name, RESNET_NAMES) for name in state}
-    return {f"backbone.bottom_up.{there}" if there else name: state[name] for name, there in found.items()}
-
-
-def renamed(name: str, table) -> str | None:
-    """The name of a parameter elsewhere, None where no row fits.
-
-    ``table`` holds (regular expression of the whole name, what becomes of it): groups as in :func:`re.sub`, and
-    sums of two digits in braces, as in ``res{\\1+1}``.
-    """
-    for pattern, template in table:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return re.sub(
-                r"\{(\d)\+(\d)\}", lambda digits: str(int(digits[1]) + int(digits[2])), match.expand(template)
-            )
-    return None
+READERS = {".pkl": _read_pickle, ".safetensors": _read_safetensors}  # others are torch's

@@ -1,7 +1,9 @@
 """What the dense heads are built of."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 
 def initialise(*modules):
@@ -37,6 +39,26 @@ def tower(channels: int, convs: int, norm: str = "", bias: bool = False) -> nn.S
             layers.append(nn.GroupNorm(32, channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, on a CPU, too, where torch's own is for GPUs alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        wide = x.float()
+        # Processes may have images of other sizes: sums are added up, not means.
+        own = torch.cat([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3)), wide.new_full((1,), x[:, 0].numel())])
+        total, squares, count = all_reduce(own).split([self.num_features, self.num_features, 1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 def full(values: Tensor) -> Tensor:

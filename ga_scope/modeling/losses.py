@@ -1,22 +1,66 @@
 """Losses that more than one head uses. Each returns one number per element; the caller sums and normalises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+_counting: list[Tensor] | None = None  # the counts of a part of a batch, as they come
+_counted: tuple[Iterator[Tensor], int] | None = None  # those of all parts together, and how many parts there are
 
 
 def positives_per_process(count: int, device: torch.device) -> float | Tensor:
     """What a sum over positives is divided by: their number, at least 1; in distributed training the processes' mean.
 
     The processes' gradients are averaged, so this is the gradient of the whole batch. Divided by its own number, a
-    process whose images hold one small object would weigh its thousands of negatives by that alone.
+    process whose images hold one small object would weigh its thousands of negatives by that alone. Of a batch that
+    goes through the model in parts (:func:`counting`, :func:`counted`) it is the mean of the parts.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if _counting is not None:
+        _counting.append(torch.tensor(float(count), device=device))
         return max(count, 1)
-    total = torch.tensor(float(count), device=device)
-    dist.all_reduce(total)
-    return total.clamp(min=1) / dist.get_world_size()
+    distributed = dist.is_available() and dist.is_initialized()
+    if _counted is not None:
+        total, parts = next(_counted[0]), _counted[1]
+    elif distributed:
+        total, parts = torch.tensor(float(count), device=device), 1
+    else:
+        return max(count, 1)
+    if distributed:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total.clamp(min=1) / (parts * (dist.get_world_size() if distributed else 1))
+
+
+def shares() -> int:
+    """The number of parts, of all processes, that a step's batch is trained in."""
+    distributed = dist.is_available() and dist.is_initialized()
+    return (1 if _counted is None else _counted[1]) * (dist.get_world_size() if distributed else 1)
+
+
+@contextmanager
+def counting() -> Iterator[list[Tensor]]:
+    """The counts that :func:`positives_per_process` is asked about are noted; the losses are of no use."""
+    global _counting
+    _counting = []
+    try:
+        yield _counting
+    finally:
+        _counting = None
+
+
+@contextmanager
+def counted(totals: list[Tensor], parts: int) -> Iterator[None]:
+    """:func:`positives_per_process` answers with the sums of the counts of all parts of a batch."""
+    global _counted
+    _counted = iter(totals), parts
+    try:
+        yield
+    finally:
+        _counted = None
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

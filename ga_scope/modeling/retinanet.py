@@ -9,7 +9,7 @@ from .guided_anchoring.anchors import FixedShapes
 from .inference import best_classes, select_detections
 from .layers import initialise, tower
 from .locations import LocationList
-from .losses import sigmoid_focal_loss, smooth_l1_loss
+from .losses import positives_per_process, shares, sigmoid_focal_loss, smooth_l1_loss
 from .pyramid import Pyramid
 from .results import Results, size_tensor
 from .sampling import IGNORED, POSITIVE, label_matches
@@ -125,8 +125,11 @@ class RetinaNet(nn.Module):
         boxes = torch.cat(targets.boxes)[index[positives]]
         encoded = self.box_coder.encode(anchors.flatten(0, 1)[positives], boxes)
         box = smooth_l1_loss(deltas[positives] - encoded, self.smooth_l1_beta)
-        self.positives = 0.9 * self.positives + 0.1 * max(len(positives), 1)
-        return {"loss_cls": classification.sum() / self.positives, "loss_box_reg": box.sum() / self.positives}
+        # Of the whole batch, however many processes it is divided among.
+        count = positives_per_process(len(positives), logits.device) * shares()
+        self.positives = 0.9 * self.positives + 0.1 * count
+        divisor = self.positives / shares()
+        return {"loss_cls": classification.sum() / divisor, "loss_box_reg": box.sum() / divisor}
 
     def _inference(self, pyramid, anchors, logits, deltas, sizes):
         everywhere = LocationList.all(pyramid, logits.device).repeat(self.shapes.per_location)

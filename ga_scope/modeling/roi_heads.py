@@ -9,7 +9,7 @@ from ..ops import iou_match
 from .box_coding import BoxCoder, clip_to_sizes
 from .inference import select_detections
 from .layers import full
-from .losses import smooth_l1_loss
+from .losses import positives_per_process, smooth_l1_loss
 from .results import Detections, Proposals, size_tensor
 from .sampling import IGNORED, NEGATIVE, POSITIVE, sample_labels
 from .targets import Targets, needed
@@ -193,9 +193,10 @@ class FastRCNNHeads(nn.Module):
         encoded = self.box_coder.encode(boxes.flatten(0, 1)[positives], torch.cat(targets.boxes)[matched])
         chosen = deltas[: len(positives)].gather(1, classes[: len(positives), None, None].expand(-1, 1, 4)).squeeze(1)
         box = smooth_l1_loss(chosen - encoded, self.smooth_l1_beta).sum()
+        divisor = positives_per_process(len(sampled), logits.device)
         return {
-            "loss_cls": F.cross_entropy(logits, classes) if len(sampled) else logits.sum() * 0,
-            "loss_box_reg": self.box_weight * box / max(len(sampled), 1),
+            "loss_cls": F.cross_entropy(logits.float(), classes, reduction="sum") / divisor,
+            "loss_box_reg": self.box_weight * box / divisor,
         }
 
     @torch.no_grad()

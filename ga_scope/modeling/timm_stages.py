@@ -32,12 +32,12 @@ class TimmStages(nn.Module):
     def __init__(self, name: str, first: int = 2, norm: str = "BN", freeze_at: int = 0):
         super().__init__()
         self.model = _create(name)
-        wanted = [stage for stage in STAGES.values() if int(stage[-1]) >= first]
-        indices = _indices(name, self.model)
-        self.indices = {stage: indices[stage] for stage in wanted}
+        self.indices = _indices(name, self.model)
         self.model.prune_intermediate_layers(list(self.indices.values()), prune_norm=True, prune_head=True)
         self.channels = {stage: self.model.feature_info[i]["num_chs"] for stage, i in self.indices.items()}
         self._freeze(name, freeze_at, norm == "FrozenBN")
+        for stage in [stage for stage in self.indices if int(stage[-1]) < first]:
+            del self.indices[stage], self.channels[stage]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.model.forward_intermediates(
@@ -91,9 +91,16 @@ class TimmStages(nn.Module):
         return self
 
 
-def _create(name: str) -> nn.Module:
-    import timm
+def _timm():
+    try:
+        import timm
+    except ImportError:
+        raise ImportError("timm is not installed: pip install timm") from None
+    return timm
 
+
+def _create(name: str) -> nn.Module:
+    timm = _timm()
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
         raise ValueError(
@@ -123,8 +130,7 @@ def timm_pixels(name: str) -> tuple[list[float], list[float]]:
     Raises:
         ValueError, ImportError: see :class:`TimmStages`.
     """
-    import timm
-
+    timm = _timm()
     if not timm.is_model(name):
         _create(name)  # says so
     described = timm.get_pretrained_cfg(name)

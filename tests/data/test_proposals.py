@@ -41,7 +41,7 @@ def test_round_trip_is_bit_equal(suffix, kind, tmp_path):
     written = proposals()
     path = tmp_path / "new" / f"p{suffix}"
     write(path, {image: [kind(np.ascontiguousarray(a)) for a in arrays] for image, arrays in written.items()})
-    read = load_proposals(path, trust_pickle=suffix == ".pkl")
+    read = load_proposals(path)
     assert len(read) == 3
     for image, (boxes, logits) in written.items():
         b, s = read.of(image)
@@ -52,9 +52,9 @@ def test_round_trip_is_bit_equal(suffix, kind, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npz", ".pkl"])
 def test_nothing_at_all(suffix, tmp_path):
-    assert len(load_proposals(write(tmp_path / f"p{suffix}", {}), trust_pickle=True)) == 0
+    assert len(load_proposals(write(tmp_path / f"p{suffix}", {}))) == 0
     none = {1: (np.zeros((0, 4)), np.zeros(0))}
-    assert load_proposals(write(tmp_path / f"q{suffix}", none), trust_pickle=True).of(1)[0].shape == (0, 4)
+    assert load_proposals(write(tmp_path / f"q{suffix}", none)).of(1)[0].shape == (0, 4)
 
 
 def test_a_dump_that_fails_leaves_the_file_that_was_there(tmp_path):
@@ -85,15 +85,20 @@ class Malicious:
         return os.mkdir, (str(self.target),)
 
 
-def test_a_pickle_is_refused_unless_trusted(tmp_path):
+def test_nothing_of_a_pickle_is_run(tmp_path):
+    """Its arrays are read, whatever else it holds."""
     target, path = tmp_path / "pwned", tmp_path / "p.pkl"
     path.write_bytes(pickle.dumps(Malicious(target)))
-    with pytest.raises(DatasetError, match=r"p.pkl: expected an .npz file .*DATASETS.TRUST_PROPOSAL_PICKLES True"):
+    with pytest.raises(DatasetError, match="p.pkl: not a proposal file: expected a dict in detectron2's format, got"):
+        load_proposals(path)
+    boxes = [np.arange(4, dtype=np.float32)[None]]
+    content = {"ids": [7], "boxes": boxes, "objectness_logits": [np.ones(1)], "by": Malicious(target)}
+    path.write_bytes(pickle.dumps(content))
+    assert load_proposals(path).of(7)[0].tolist() == [[0, 1, 2, 3]]
+    path.write_bytes(pickle.dumps(content | {"boxes": Malicious(target)}))
+    with pytest.raises(DatasetError, match="p.pkl: not a proposal file: boxes: expected a list, .*, got mkdir"):
         load_proposals(path)
     assert not target.exists()
-    with pytest.raises(DatasetError, match="p.pkl: not a file of proposals"):
-        load_proposals(path, trust_pickle=True)
-    assert target.exists()  # why it has to be asked for
 
 
 def test_a_pickle_within_an_npz_is_refused(tmp_path):
@@ -101,7 +106,7 @@ def test_a_pickle_within_an_npz_is_refused(tmp_path):
     arrays = {"counts": np.array([0]), "boxes": np.zeros((0, 4)), "logits": np.zeros(0)}
     np.savez(path, ids=np.array([Malicious(target)], dtype=object), **arrays)
     with pytest.raises(DatasetError, match="p.npz: not a proposal file"):
-        load_proposals(path, trust_pickle=True)
+        load_proposals(path)
     assert not target.exists()
 
 
@@ -159,7 +164,7 @@ def test_one_file_for_each_dataset(tmp_path):
     cfg.MODEL, cfg.DATASETS = type(cfg)(), type(cfg)()
     cfg.MODEL.LOAD_PROPOSALS, cfg.DATASETS.TEST = False, ("a", "b")
     assert loaded_proposals(cfg, "TEST", "b", dataset(7)) is None
-    cfg.MODEL.LOAD_PROPOSALS, cfg.DATASETS.TRUST_PROPOSAL_PICKLES = True, False
+    cfg.MODEL.LOAD_PROPOSALS = True
     files = [str(write(tmp_path / f"{i}.npz", {7: (np.full((i, 4), i), np.zeros(i))})) for i in (1, 2)]
     cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(files)
     assert len(loaded_proposals(cfg, "TEST", "b", dataset(7)).of(7)[0]) == 2
@@ -172,8 +177,8 @@ def test_detectron2_1s_pickles(tmp_path):
     boxes = np.array([[0.0, 0, 1, 1], [2, 2, 5, 5]])
     content = {"indexes": [7], "boxes": [boxes], "scores": [np.array([0.1, 0.9])]}
     (tmp_path / "p.pkl").write_bytes(pickle.dumps(content, protocol=2))
-    found = load_proposals(tmp_path / "p.pkl", trust_pickle=True).of(7)
+    found = load_proposals(tmp_path / "p.pkl").of(7)
     assert found[0].tolist() == boxes[::-1].tolist() and found[1].tolist() == pytest.approx([0.9, 0.1])
     (tmp_path / "q.pkl").write_bytes(pickle.dumps(content | {"bbox_mode": 1}))
     with pytest.raises(DatasetError, match=r"q.pkl: .*bbox_mode: expected 0 \(XYXY_ABS\), got 1"):
-        load_proposals(tmp_path / "q.pkl", trust_pickle=True)
+        load_proposals(tmp_path / "q.pkl")

@@ -1,13 +1,13 @@
 """The detectron2 engine: registries, any R-CNN, LazyConfig, training, its training data."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ga_scope.data.catalog import _registered
 from ga_scope.engines import get_engine
+from ga_scope.engines.loader import train_loader
 from ga_scope.errors import DatasetError
 
 from .conftest import TRAINABLE, assert_trained, config, overfitting, overrides, short_training
@@ -37,14 +37,6 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
     (again,) = run(name, short_training(name, shapes, tmp_path / "again", **weights), "--eval-only").values()
     for key, value in metrics.items():
         assert value is None or again[key] == pytest.approx(value, abs=1e-9), key
-
-
-def test_resume(shapes, tmp_path):
-    opts = overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 4, "SOLVER.CHECKPOINT_PERIOD": 2, "DATASETS.TEST": ()})
-    run("ga_faster_rcnn", opts)
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    run("ga_faster_rcnn", opts, "--resume")
-    assert torch.load(tmp_path / "model_final.pth", weights_only=False)["iteration"] == 3
 
 
 def build(opts=(), name="ga_faster_rcnn"):
@@ -195,7 +187,7 @@ def test_names_of_detectron2s_datasets_are_taken():
 
 def test_annotations_without_a_mask_are_dropped_where_masks_are_trained(shapes, tmp_path, caplog):
     """A polygon of two points is none, and neither is what is absent."""
-    from ga_scope.engines.detectron2.data import build_train_loader
+    from ga_scope.engines.detectron2.data import TrainMapper
 
     content = json.loads((shapes / "annotations" / "instances_train.json").read_text())
     for i, annotation in enumerate(content["annotations"]):
@@ -209,7 +201,7 @@ def test_annotations_without_a_mask_are_dropped_where_masks_are_trained(shapes, 
     name = f"masks_{tmp_path.name}"
     more = {"DATASETS.REGISTER": [[name, str(path), str(shapes / "train")]], "DATASETS.TRAIN": (name,)}
     _, cfg = build([*overrides(shapes, tmp_path, **more), "MODEL.MASK_ON", "True"])
-    loader = build_train_loader(cfg, get_engine("detectron2").training_records(cfg))
+    loader = train_loader(cfg, get_engine("detectron2").training_records(cfg), TrainMapper(cfg), 0)
     seen = [x["instances"] for batch, _ in zip(loader, range(20)) for x in batch]
     assert all(len(x) == 0 or len(x.gt_masks) == len(x.gt_boxes) for x in seen) and any(len(x) for x in seen)
     assert f"{without} annotations without an outline (left out, MODEL.MASK_ON)" in caplog.text
@@ -220,46 +212,14 @@ def test_boxes_are_not_pooled_in_bfloat16():
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes
 
-    from ga_scope.engines.detectron2.trainer import use_bfloat16
-
-    pooler = ROIPooler(7, [1 / 4], 2, "ROIAlignV2")
-    trainer = SimpleNamespace(model=torch.nn.Sequential(pooler))
-    features = torch.randn(1, 8, 64, 64).bfloat16()
+    pooler = build(name="faster_rcnn")[0].roi_heads.box_pooler
+    features = [torch.randn(1, 8, 256 // s, 256 // s).bfloat16() for s in (4, 8, 16, 32)]
     boxes = [Boxes(torch.tensor([[130.6, 71.3, 201.7, 190.4]]))]
-    expected = pooler([features.float()], boxes)
+    plain = ROIPooler(7, [1 / s for s in (4, 8, 16, 32)], 0, "ROIAlignV2")
+    expected = plain([feature.float() for feature in features], boxes)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not torch.allclose(pooler([features], boxes).float(), expected, atol=0.02)
-        use_bfloat16(trainer)
-        assert torch.equal(pooler([features], boxes), expected)
-
-
-def test_amp_is_bfloat16(monkeypatch):
-    """detectron2's AMPTrainer as this project sets it up, with a CPU's autocast: one step, unscaled."""
-    import torch.cuda.amp
-    from detectron2.engine import AMPTrainer
-
-    from ga_scope.engines.detectron2.trainer import use_bfloat16
-
-    seen = []
-
-    class Model(torch.nn.Linear):
-        def forward(self, data):
-            out = super().forward(data)
-            seen.append(out.dtype)
-            return {"loss": out.float().square().sum()}
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda.amp, "autocast", lambda dtype: torch.autocast("cpu", dtype=dtype))
-    monkeypatch.setattr(AMPTrainer, "_write_metrics", lambda *_: None)
-    model = Model(3, 2)
-    before = model.weight.detach().clone()
-    trainer = AMPTrainer(
-        model, [torch.randn(4, 3)], torch.optim.SGD(model.parameters(), 0.1), grad_scaler=torch.amp.GradScaler("cpu")
-    )
-    use_bfloat16(trainer)
-    trainer.run_step()
-    assert seen == [torch.bfloat16] and not torch.equal(model.weight, before)
-    trainer.grad_scaler.load_state_dict(trainer.grad_scaler.state_dict())  # as checkpoints do
+        assert not torch.allclose(plain(features, boxes).float(), expected, atol=0.02)
+        assert torch.equal(pooler(features, boxes), expected)
 
 
 @pytest.mark.gpu

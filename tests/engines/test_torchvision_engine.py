@@ -10,10 +10,9 @@ from PIL import Image
 
 from ga_scope.config.build import build_rpn
 from ga_scope.engines import base
-from ga_scope.engines.torchvision import trainer as training
-from ga_scope.engines.torchvision.data import EndlessShuffle, TrainMapper, build_train_loader
+from ga_scope.engines.loader import train_loader
+from ga_scope.engines.torchvision.data import TrainMapper
 from ga_scope.engines.torchvision.engine import BuiltinEngine
-from ga_scope.errors import DatasetError
 from ga_scope.modeling.roi_heads import Pooler
 
 from .conftest import (
@@ -60,56 +59,6 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
         assert value is None or values[key] == pytest.approx(value, abs=1e-9), key
 
 
-def test_resume_continues_where_it_stopped(shapes, tmp_path):
-    """Stopped after 3 of 5 iterations and resumed equals 5 in one go: parameters, optimizer, data order."""
-    name, more = "ga_rpn", {"DATASETS.TEST": (), "SOLVER.CHECKPOINT_PERIOD": 3, "SOLVER.MAX_ITER": 5}
-    run(name, overrides(shapes, tmp_path / "whole", **more))
-    run(name, overrides(shapes, tmp_path / "parts", **more))
-    parts = tmp_path / "parts"
-    (parts / "last_checkpoint").write_text("model_0000002.pth")
-    run(name, overrides(shapes, parts, **more), "--resume")
-    assert "iteration" in torch.load(parts / "model_final.pth")
-    log = [json.loads(line)["iteration"] for line in (parts / "training.jsonl").read_text().splitlines()]
-    assert log == [5, 5]
-
-
-def test_resume_of_a_finished_run_only_evaluates(shapes, tmp_path):
-    opts = overrides(shapes, tmp_path)
-    run("ga_rpn", opts)
-    before = (tmp_path / "model_final.pth").stat().st_mtime_ns
-    assert run("ga_rpn", opts, "--resume")
-    assert (tmp_path / "model_final.pth").stat().st_mtime_ns == before
-
-
-def test_an_interrupted_run_can_be_resumed(shapes, tmp_path, monkeypatch):
-    opts = overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 6, "DATASETS.TEST": ()})
-    step, calls = training.Trainer._step, []
-
-    def fails_later(self, inputs, rate):
-        calls.append(1)
-        if len(calls) == 4:
-            raise DatasetError("broken.jpg: cannot be read")
-        return step(self, inputs, rate)
-
-    monkeypatch.setattr(training.Trainer, "_step", fails_later)
-    with pytest.raises(SystemExit, match="broken.jpg"):
-        run("ga_rpn", opts)
-    assert torch.load(tmp_path / "model_0000002.pth")["iteration"] == 2
-    monkeypatch.setattr(training.Trainer, "_step", step)
-    run("ga_rpn", opts, "--resume")
-    assert torch.load(tmp_path / "model_final.pth")["iteration"] == 5
-
-
-def test_a_failed_evaluation_leaves_a_checkpoint(shapes, tmp_path, monkeypatch):
-    def fails(self, cfg, model):
-        raise DatasetError("broken.jpg: cannot be read")
-
-    monkeypatch.setattr(BuiltinEngine, "evaluate", fails)
-    with pytest.raises(SystemExit, match="broken.jpg"):
-        run("ga_rpn", overrides(shapes, tmp_path, **{"SOLVER.MAX_ITER": 6, "TEST.EVAL_PERIOD": 2}))
-    assert torch.load(tmp_path / "model_0000001.pth")["iteration"] == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["ga_faster_rcnn", "ga_retinanet", "scopenet"])
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
@@ -136,7 +85,7 @@ def test_bfloat16_learns_what_float32_does(name, shapes, tmp_path):
     # At 64 px p6 is one pixel, and torch's bfloat16 gradient of a strided 3x3 convolution of one pixel is not written.
     cfg = setup(name, overrides(shapes, tmp_path, **image_size(128)))
     model, records = BuiltinEngine().build(cfg).train(), BuiltinEngine().training_records(cfg)
-    inputs = next(iter(build_train_loader(cfg, records, 0)))
+    inputs = next(iter(train_loader(cfg, records, TrainMapper(cfg), 0)))
     found = []
     for enabled in (False, True):
         torch.manual_seed(0)
@@ -206,11 +155,6 @@ def test_every_configuration_builds():
         assert sum(p.numel() for p in model.parameters()) > 1e6, path
 
 
-def test_several_gpus_are_refused(shapes, tmp_path):
-    with pytest.raises(SystemExit, match="--num-gpus.*one device"):
-        run("ga_rpn", overrides(shapes, tmp_path), "--num-gpus", "2")
-
-
 # ---- data ----------------------------------------------------------------------------------------
 
 
@@ -239,12 +183,6 @@ def test_boxes_follow_resize_and_flip(shapes, tmp_path):
         ((20.0, 10.0, 60.0, 30.0), ((0.0, 0.0, 10.0, 10.0), (90.0, 40.0, 100.0, 60.0))),
         ((40.0, 10.0, 80.0, 30.0), ((90.0, 0.0, 100.0, 10.0), (0.0, 40.0, 10.0, 60.0))),
     }
-
-
-def test_order_of_images_is_endless_and_can_be_skipped():
-    whole = [i for i, _ in zip(EndlessShuffle(7, seed=3), range(30))]
-    assert sorted(whole[:7]) == list(range(7)) and whole[:7] != whole[7:14]
-    assert [i for i, _ in zip(EndlessShuffle(7, seed=3, skip=10), range(20))] == whole[10:]
 
 
 @pytest.mark.parametrize("size", [(20, 12), (3, 3)])

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from pathlib import Path
 
 import torch
 
@@ -89,8 +90,9 @@ SETTINGS = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.PIXEL_STD": [58.0
 
 def build(engine, config_file, dtype=torch.float32):
     """A model with the weights above, and a function that puts them back (training changes BatchNorm's statistics)."""
-    options = SETTINGS | {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
-    cfg = engine.setup(config_file, [part for key, value in options.items() for part in (key, value)])
+    options = SETTINGS | files(config_file)
+    options |= {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
+    cfg = setup(engine, config_file, options)
     model = engine.build(cfg).to(dtype)
     state = {k: v for k, v in engine.named_state(model).items() if not re.search("pixel_|anchor_generator|batches", k)}
     fixed = {name: weight(before(name, cfg), value.detach().clone()) for name, value in state.items()}
@@ -104,11 +106,22 @@ def build(engine, config_file, dtype=torch.float32):
     return cfg, model, reset
 
 
+def setup(engine, config_file, options: dict):
+    return engine.setup(config_file, [part for key, value in options.items() for part in (key, value)])
+
+
+def files(config_file) -> dict:
+    """Fast R-CNN's configurations are not whole without proposals; the models here are given theirs."""
+    if not re.search("fast_rcnn|finetune", Path(config_file).name):
+        return {}
+    return {f"DATASETS.PROPOSAL_FILES_{split}": ["proposals.npz"] for split in ("TRAIN", "TEST")}
+
+
 def read(engine, config_file, key) -> bool:
     """Whether the model of a configuration reads a key."""
     from ga_scope.config import SCHEMA
 
-    return SCHEMA.is_read(engine.setup(config_file, ["MODEL.DEVICE", "cpu"]), key)
+    return SCHEMA.is_read(setup(engine, config_file, {"MODEL.DEVICE": "cpu"} | files(config_file)), key)
 
 
 def before(name: str, cfg) -> str:

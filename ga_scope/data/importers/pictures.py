@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-ORIENTATION = 0x0112  # EXIF tag
+from ...untrusted import check_file
+from ..images import ORIENTATION, PHOTO_FORMATS
+
 FORMATS = {
     ".jpg": {"JPEG", "MPO"},
     ".jpeg": {"JPEG", "MPO"},
@@ -62,10 +64,12 @@ def read_picture(path: Path) -> Picture:
         ValueError: it cannot be read; the message says why, not which.
     """
     try:
+        check_file(path)
         content = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=PHOTO_FORMATS) as image:
                 stored, mode, kind = image.size, image.mode, image.format
                 try:
                     orientation = image.getexif().get(ORIENTATION, 1)

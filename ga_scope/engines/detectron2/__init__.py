@@ -7,15 +7,21 @@ ROI heads
 meta-architecture
     ``GuidedAnchoringRetinaNet``, ``ScopeNet`` (``MODEL.META_ARCHITECTURE``)
 backbone
-    ``build_resnet_fpn_backbone_with_stages``, ``build_scopenet_resnet_fpn_backbone`` (``MODEL.BACKBONE.NAME``)
+    ``build_resnet_fpn_backbone_with_stages``, ``build_scopenet_resnet_fpn_backbone``, ``build_timm_fpn_backbone``
+    (``MODEL.BACKBONE.NAME``)
 
 All are ``@configurable``: a yaml with :func:`add_ga_scope_config`, or a LazyConfig, builds them.
 """
 
 from ...config import add_ga_scope_config
-from .meta_arch import GuidedAnchoringRetinaNet, ScopeNet, build_scopenet_resnet_fpn_backbone
+from .backbones import (
+    build_resnet_fpn_backbone_with_stages,
+    build_scopenet_resnet_fpn_backbone,
+    build_timm_fpn_backbone,
+)
+from .meta_arch import GuidedAnchoringRetinaNet, ScopeNet
 from .roi_heads import GuidedAnchoringCascadeROIHeads, GuidedAnchoringROIHeads
-from .rpn import GuidedAnchoringRPN, StagedRPN, build_resnet_fpn_backbone_with_stages
+from .rpn import GuidedAnchoringRPN, StagedRPN
 
 __all__ = [
     "GuidedAnchoringCascadeROIHeads",
@@ -27,4 +33,5 @@ __all__ = [
     "add_ga_scope_config",
     "build_resnet_fpn_backbone_with_stages",
     "build_scopenet_resnet_fpn_backbone",
+    "build_timm_fpn_backbone",
 ]

@@ -2,14 +2,14 @@
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.utils.data import Dataset as LoaderDataset
 
-from ...data import Dataset, Records, load_dataset, read_image
+from ...data import Dataset, load_dataset, read_image
 from ...data.catalog import COCO, register_datasets
 from ...data.coco import load_coco_json
 from ...data.dataset import dataset_of_records
@@ -94,6 +94,21 @@ def _with_sides(where: str, record: dict) -> dict:
     return record | {"annotations": items}
 
 
+def augmentations(cfg) -> list[T.Augmentation]:
+    """Of INPUT's keys, on RGB images, in the built-in engine's order."""
+    keys, steps = cfg.INPUT, []
+    if keys.CROP.ENABLED:
+        pixels = keys.CROP.TYPE.startswith("absolute")
+        steps.append(T.RandomCrop(keys.CROP.TYPE, [int(v) for v in keys.CROP.SIZE] if pixels else keys.CROP.SIZE))
+    steps.append(T.ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING))
+    if keys.RANDOM_FLIP in ("horizontal", "both"):
+        steps.append(T.RandomFlip(horizontal=True))
+    if keys.RANDOM_FLIP in ("vertical", "both"):
+        steps.append(T.RandomFlip(horizontal=False, vertical=True))
+    jitters = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+    return steps + [jitter(1 - x, 1 + x) for jitter, x in zip(jitters, keys.COLOR_JITTER) if x]
+
+
 class TrainMapper(DatasetMapper):
     """detectron2's mapper on images that are read as elsewhere here (:func:`ga_scope.data.read_image`)."""
 
@@ -101,12 +116,18 @@ class TrainMapper(DatasetMapper):
         super().__init__(cfg, is_train=True)
         self.ignore_regions = cfg.DATASETS.IGNORE_REGIONS
 
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        known = cfg.clone()
+        known.defrost()
+        known.INPUT.RANDOM_FLIP = "none"  # of which detectron2 has no "both"
+        return super().from_config(known, is_train) | {"augmentations": augmentations(cfg)}
+
     def __call__(self, record: dict) -> dict:
         record = with_box_modes(record)
-        image = utils.convert_PIL_to_numpy(read_image(record), self.image_format)
-        augmented = T.AugInput(image)
+        augmented = T.AugInput(np.asarray(read_image(record)))
         transforms = self.augmentations(augmented)
-        image = augmented.image
+        image = utils.convert_PIL_to_numpy(Image.fromarray(augmented.image), self.image_format)
         size = image.shape[:2]
         record["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.proposal_topk is not None:
@@ -118,20 +139,3 @@ class TrainMapper(DatasetMapper):
             regions = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
             record["instances"] = InstancesWithRegions(record["instances"], regions)
         return record
-
-
-class _Images(LoaderDataset):
-    """Records as detectron2's loaders take them."""
-
-    def __init__(self, records: Records):
-        self.records = records
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-
-def build_train_loader(cfg, records: Records):
-    return build_detection_train_loader(cfg, mapper=TrainMapper(cfg), dataset=_Images(records))

@@ -1,5 +1,6 @@
 """detectron2, the engine of record."""
 
+import contextlib
 import logging
 import os
 from types import SimpleNamespace
@@ -23,18 +24,21 @@ from detectron2.modeling import (
     RetinaNet,
     build_model,
 )
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.solver import get_default_optimizer_params
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
-from ...config import PRECOMPUTED, SCHEMA, class_key, get
+from ...config import PRECOMPUTED, SCHEMA, get
 from ...data.catalog import registered_datasets
 from ...errors import ConfigError
 from ...modeling.results import Results
 from ..base import Batch, Engine, output_folder
-from .data import find_dataset, register
+from .data import TrainMapper, find_dataset, register
 from .meta_arch import OneStageDetector
 from .results import as_batch, preprocessed, rcnn_results, retinanet_results
-from .trainer import Trainer
 
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -71,7 +75,11 @@ class Detectron2Engine(Engine):
 
     def build(self, cfg):
         # channels_last is what convolutions and the project's gathers want, on CPU and GPU alike.
-        return build_model(cfg).to(memory_format=torch.channels_last)
+        model = build_model(cfg).to(memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, ROIPooler):
+                module.register_forward_pre_hook(pool_in_float32)
+        return model
 
     def named_state(self, model):
         own = "proposal_generator.rpn.rpn_head."
@@ -118,23 +126,50 @@ class Detectron2Engine(Engine):
         logger.handlers = list(logging.getLogger("detectron2").handlers)
         logger.setLevel(logging.INFO)
 
-    def launch(self, function, args):
-        if args.num_gpus * args.num_machines == 1:
-            return function(args)
-        launch(function, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url or "auto", args=(args,))
-        return {}
+    start = staticmethod(launch)
 
-    def train(self, cfg, resume=False):
-        records = self.training_records(cfg)
-        classes = records.datasets[0].classes if class_key(cfg) else None
-        trainer = Trainer(
-            cfg, self.build(cfg), self.named_state, records, classes, lambda model: self.evaluate(cfg, model)
+    def join(self):
+        super().join()
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+
+    # ---- training -------------------------------------------------------------------------------
+
+    carried = ("loss_normalizer", "positives")  # of RetinaNet, detectron2's and the project's
+
+    def mapper(self, cfg):
+        return TrainMapper(cfg)
+
+    def parameter_groups(self, cfg, model):
+        solver = cfg.SOLVER
+        return get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         )
-        trainer.start_from(resume)
-        if trainer.start_iter >= trainer.max_iter:
-            return self.evaluate(cfg, trainer.model)
-        trainer.train(trainer.start_iter, trainer.max_iter)
-        return trainer.metrics
+
+    @contextlib.contextmanager
+    def training(self, start):
+        # TorchScript compiles a function anew at its third call, and rounds otherwise from then on: detectron2's focal
+        # loss, of a run that is resumed, would differ from that of a run that never stopped.
+        with EventStorage(start) as self._storage, torch.jit.optimized_execution(False):
+            yield
+
+    def losses(self, model, inputs, iteration):
+        self._storage.iter = iteration
+        found = model(inputs)
+        return found if isinstance(found, dict) else {"loss": found}
+
+    def scalars(self):
+        return {name: value for name, (value, _) in self._storage.latest().items()}
+
+
+def pool_in_float32(pooler, inputs):
+    """ROIAlign gives boxes the features' type, and bfloat16 would round their corners to one, two or four pixels."""
+    features, *boxes = inputs
+    return [feature.float() for feature in features], *boxes
 
 
 def as_detectron2(x: dict) -> dict:

@@ -3,9 +3,7 @@
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.backbone import FPN, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
@@ -101,17 +99,3 @@ class ScopeNet(OneStageDetector):
     @configurable
     def __init__(self, *, backbone: Backbone, in_features: list[str], detector: nn.Module, pixel_mean, pixel_std):
         super().__init__(backbone, in_features, detector, pixel_mean, pixel_std)
-
-
-@BACKBONE_REGISTRY.register()
-def build_scopenet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """As detectron2's ``build_retinanet_resnet_fpn_backbone``, but P6 is made from P5 (FCOS; Table 4)."""
-    channels = cfg.MODEL.FPN.OUT_CHANNELS
-    return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=channels,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelP6P7(channels, channels, "p5"),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

@@ -1,9 +1,7 @@
 """GA-RPN and Table 1's baselines as detectron2 proposal generators."""
 
 from detectron2.config import configurable
-from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
-from detectron2.modeling.backbone import FPN, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -81,33 +79,3 @@ class StagedRPN(_Generator):
         where = channels_and_strides("MODEL.RPN.IN_FEATURES", names, input_shape)
         widths = [input_shape[name].channels for name in before]
         return {"in_features": names, "rpn": build_rpn(cfg, *where, widths), "before_fpn": before}
-
-
-class FPNWithStages(FPN):
-    """An FPN whose output holds the backbone's own features as well, before the FPN."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.bottom_up.register_forward_hook(self._take_stages)
-
-    def _take_stages(self, module, inputs, output):
-        self._stages = output
-
-    def forward(self, x):
-        return super().forward(x) | self._stages
-
-    def output_shape(self):
-        return super().output_shape() | self.bottom_up.output_shape()
-
-
-@BACKBONE_REGISTRY.register()
-def build_resnet_fpn_backbone_with_stages(cfg, input_shape) -> FPNWithStages:
-    """detectron2's ``build_resnet_fpn_backbone`` as :class:`FPNWithStages`."""
-    return FPNWithStages(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )

@@ -1,131 +1,118 @@
-"""Training images for the built-in engine: augmented, in batches of like shape, without end."""
-
-import itertools
-from collections import defaultdict
+"""Training images for the built-in engine: augmented."""
 
 import torch
-from PIL import ImageOps
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes
 
-from ...data import Records, read_image
+from ...data import read_image
 from ...data.images import resized_shape, to_network
-from ..base import one_thread
+
+
+class RandomCrop(v2.Transform):
+    """A part of the image, INPUT.CROP: of the size that detectron2's ``T.RandomCrop`` cuts, anywhere."""
+
+    def __init__(self, kind: str, size):
+        super().__init__()
+        self.kind, self.size = kind, size
+
+    def make_params(self, flat_inputs):
+        height, width = v2.query_size(flat_inputs)
+        h, w = (min(max(side, 1), limit) for side, limit in zip(self._sides(height, width), (height, width)))
+        return {"top": _between(0, height - h), "left": _between(0, width - w), "height": h, "width": w}
+
+    def _sides(self, height, width):
+        first, second = self.size
+        if self.kind == "absolute":
+            return int(first), int(second)
+        if self.kind == "absolute_range":
+            return tuple(_between(min(side, int(first)), min(side, int(second))) for side in (height, width))
+        if self.kind == "relative_range":
+            first, second = (low + float(torch.rand(())) * (1 - low) for low in self.size)
+        return int(height * first + 0.5), int(width * second + 0.5)
+
+    def transform(self, inpt, params):
+        return self._call_kernel(F.crop, inpt, **params)
+
+
+class ResizeShortestEdge(v2.Transform):
+    """To one of the sizes, or with ``between`` to any between the least and the largest of them."""
+
+    def __init__(self, short_sides, between: bool, longest: int):
+        super().__init__()
+        self.short_sides, self.between, self.longest = tuple(short_sides), between, longest
+
+    def make_params(self, flat_inputs):
+        if self.between:
+            short = _between(min(self.short_sides), max(self.short_sides))
+        else:
+            short = self.short_sides[_between(0, len(self.short_sides) - 1)]
+        return {"size": resized_shape(*v2.query_size(flat_inputs), short, self.longest)}
+
+    def transform(self, inpt, params):
+        return self._call_kernel(F.resize, inpt, **params)
+
+
+def _between(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
+
+
+def augmentation(cfg) -> v2.Transform:
+    """Of INPUT's keys: on a PIL image and any number of ``BoundingBoxes``."""
+    keys, steps = cfg.INPUT, []
+    if keys.CROP.ENABLED:
+        steps.append(RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE))
+    steps.append(ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING == "range", keys.MAX_SIZE_TRAIN))
+    if keys.RANDOM_FLIP in ("horizontal", "both"):
+        steps.append(v2.RandomHorizontalFlip())
+    if keys.RANDOM_FLIP in ("vertical", "both"):
+        steps.append(v2.RandomVerticalFlip())
+    if any(keys.COLOR_JITTER):
+        steps.append(v2.ColorJitter(*keys.COLOR_JITTER))
+    return v2.Compose(steps)
 
 
 class TrainMapper:
-    """A dataset dict to the model's input, with detectron2's augmentations: resize and horizontal flip."""
+    """A dataset dict to the model's input, augmented."""
 
     def __init__(self, cfg):
-        keys = cfg.INPUT
-        self.short_sides = tuple(keys.MIN_SIZE_TRAIN)
-        self.from_range = keys.MIN_SIZE_TRAIN_SAMPLING == "range"
-        self.longest = keys.MAX_SIZE_TRAIN
-        self.flip = keys.RANDOM_FLIP == "horizontal"
-        self.format = keys.FORMAT
+        self.augment = augmentation(cfg)
+        self.format = cfg.INPUT.FORMAT
         self.ignore_regions = cfg.DATASETS.IGNORE_REGIONS
         self.proposals = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN if cfg.MODEL.LOAD_PROPOSALS else 0
 
-    def _short_side(self):
-        if self.from_range:
-            low, high = min(self.short_sides), max(self.short_sides)
-            return int(torch.randint(low, high + 1, ()))
-        return self.short_sides[int(torch.randint(len(self.short_sides), ()))]
-
     def __call__(self, record: dict) -> dict:
-        image = read_image(record)
-        height, width = resized_shape(record["height"], record["width"], self._short_side(), self.longest)
-        flipped = self.flip and bool(torch.rand(()) < 0.5)
-        if flipped:
-            image = ImageOps.mirror(image)
         mapped = {key: record[key] for key in ("file_name", "image_id", "height", "width")}
-        mapped["image"] = torch.from_numpy(to_network(image, height, width, self.format))
-
-        def moved(boxes, least=0.0):
-            """Boxes (x1, y1, x2, y2) of the file in this image; which of them are left."""
-            return _moved(
-                torch.as_tensor(boxes, dtype=torch.float64).view(-1, 4), record, height, width, flipped, least
-            )
-
         items = record["annotations"]
-        boxes = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in items)]
-        mapped["boxes"], kept = moved(boxes, 1e-5)
+        sets = {"boxes": [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in items)]}
+        if self.ignore_regions:
+            sets["ignore_boxes"] = record["ignore_boxes"]
+        if self.proposals:
+            sets["proposals"] = record["proposal_boxes"]
+        size = record["height"], record["width"]
+        image, sets = self.augment(read_image(record), {name: _tracked(boxes, size) for name, boxes in sets.items()})
+        width, height = image.size
+        mapped["image"] = torch.from_numpy(to_network(image, height, width, self.format))
+        sets = {name: _within(boxes, height, width) for name, boxes in sets.items()}
+        mapped["boxes"], kept = sets["boxes"]
         mapped["labels"] = torch.tensor([item["category_id"] for item in items], dtype=torch.int64)[kept]
         if self.ignore_regions:
-            mapped["ignore_boxes"] = moved(record["ignore_boxes"])[0]
+            mapped["ignore_boxes"] = sets["ignore_boxes"][0]
         if self.proposals:
-            boxes, kept = moved(record["proposal_boxes"])
+            boxes, kept = sets["proposals"]
             logits = torch.as_tensor(record["proposal_objectness_logits"])[kept]
             mapped["proposals"] = boxes[: self.proposals], logits[: self.proposals]
         return mapped
 
 
-def _moved(boxes, record, height, width, flipped, least):
-    """Boxes of the image file in the resized, perhaps flipped image, clipped; those with sides above ``least``."""
-    boxes = boxes * torch.tensor([width / record["width"], height / record["height"]] * 2, dtype=torch.float64)
-    if flipped:
-        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+def _tracked(boxes, size) -> BoundingBoxes:
+    boxes = torch.as_tensor(boxes, dtype=torch.float64).view(-1, 4)
+    return BoundingBoxes(boxes, format="XYXY", canvas_size=size, clamping_mode=None)
+
+
+def _within(boxes, height, width):
+    """Boxes clipped to the image; those that something is left of, and which these are."""
+    boxes = boxes.as_subclass(torch.Tensor)
     boxes = boxes.minimum(torch.tensor([width, height] * 2, dtype=torch.float64)).clamp(min=0).float()
-    kept = (boxes[:, 2:] > boxes[:, :2] + least).all(1)
+    kept = (boxes[:, 2:] > boxes[:, :2] + 1e-5).all(1)
     return boxes[kept], kept
-
-
-class _Mapped(Dataset):
-    def __init__(self, records, mapper):
-        self.records = records
-        self.mapper = mapper
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.mapper(self.records[index])
-
-
-class EndlessShuffle(Sampler):
-    """Permutations of all indices, one after the other, for ever. Continues a run at any iteration."""
-
-    def __init__(self, size: int, seed: int, skip: int = 0):
-        self.size, self.seed, self.skip = size, seed, skip
-
-    def __iter__(self):
-        return itertools.islice(self._endless(), self.skip, None)
-
-    def _endless(self):
-        generator = torch.Generator().manual_seed(self.seed)
-        while True:
-            yield from torch.randperm(self.size, generator=generator).tolist()
-
-
-class _AspectGroups(IterableDataset):
-    """Batches of images that are all wide or all tall, so that little is padded."""
-
-    def __init__(self, loader, batch_size, grouped):
-        self.loader, self.batch_size, self.grouped = loader, batch_size, grouped
-
-    def __iter__(self):
-        pending = defaultdict(list)
-        for item in self.loader:
-            group = pending[item["width"] > item["height"] if self.grouped else None]
-            group.append(item)
-            if len(group) == self.batch_size:
-                yield list(group)
-                group.clear()
-
-
-def _one(batch):
-    return batch[0]
-
-
-def build_train_loader(cfg, records: Records, seed: int, start_iteration: int = 0):
-    """Batches of SOLVER.IMS_PER_BATCH mapped records, without end."""
-    sampler = EndlessShuffle(len(records), seed, start_iteration * cfg.SOLVER.IMS_PER_BATCH)
-    loader = DataLoader(
-        _Mapped(records, TrainMapper(cfg)),
-        batch_size=1,
-        sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_one,
-        worker_init_fn=one_thread,
-        generator=torch.Generator().manual_seed(seed + start_iteration),
-    )
-    return _AspectGroups(loader, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.ASPECT_RATIO_GROUPING)

@@ -1,17 +1,16 @@
 """The built-in engine: the project's models on torchvision's backbones.
 
-It reads the same configurations as detectron2 and writes the same checkpoints, on one device. What it cannot honour is
-an error that names the key.
+It reads the same configurations as detectron2 and writes the same checkpoints. What it cannot honour is an error that
+names the key.
 """
 
 from fvcore.common.config import CfgNode
 
-from ...config import class_key
 from ...config.schema import BUILTIN_HINT
 from ..base import Batch, Engine
+from .data import TrainMapper
 from .model import build_model
 from .names import named_state
-from .trainer import Trainer
 
 
 class BuiltinEngine(Engine):
@@ -32,8 +31,10 @@ class BuiltinEngine(Engine):
         sizes = [tuple(x["image"].shape[1:]) for x in inputs]
         return Batch(model(inputs, maps), sizes)
 
-    def train(self, cfg, resume=False):
-        records = self.training_records(cfg)
-        classes = records.datasets[0].classes if class_key(cfg) else None
-        trainer = Trainer(cfg, records, classes, lambda model: self.evaluate(cfg, model), resume)
-        return trainer.train()
+    carried = ("positives",)  # of RetinaNet
+
+    def mapper(self, cfg):
+        return TrainMapper(cfg)
+
+    def losses(self, model, inputs, iteration):
+        return model(inputs).losses

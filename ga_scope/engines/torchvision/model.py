@@ -17,7 +17,7 @@ from ...config.build import (
 from ...modeling.results import Proposals, Results
 from ...modeling.roi_heads import FastRCNNHeads
 from ...modeling.targets import Targets
-from .backbone import STRIDES, build_backbone, stage_channels
+from .backbone import STRIDES, build_backbone
 
 
 class Images(NamedTuple):
@@ -144,7 +144,7 @@ def _build_rcnn(cfg) -> RCNN:
         generator = ProposalGenerator(names, build_guided_anchor_rpn(cfg, backbone.out_channels, _strides(names)))
     elif model.PROPOSAL_GENERATOR.NAME != PRECOMPUTED:
         before = model.STAGED_RPN.BEFORE_FPN
-        widths = [stage_channels(cfg)[name] for name in before]
+        widths = [backbone.body.channels[name] for name in before]
         generator = ProposalGenerator(names, build_rpn(cfg, backbone.out_channels, _strides(names), widths), before)
     return RCNN(backbone, generator, roi_heads, model.ROI_HEADS.IN_FEATURES, model.PIXEL_MEAN, model.PIXEL_STD)
 

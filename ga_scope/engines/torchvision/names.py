@@ -2,10 +2,11 @@
 
 from torch import Tensor, nn
 
-from ..weights import RESNET_NAMES, renamed
+from ..backbone_names import RESNET_NAMES, renamed
 
 # (the built-in engine's name, detectron2's name): a regular expression, and what becomes of it, with sums in braces.
 _NAMES = [
+    (r"backbone\.body\.model\.(.+)", r"backbone.bottom_up.model.\1"),  # of timm
     *((r"backbone\.body\." + ours, "backbone.bottom_up." + theirs) for ours, theirs in RESNET_NAMES),
     (r"backbone\.fpn(\d)\.inner_blocks\.(\d)\.0\.(.+)", r"backbone.fpn_lateral{\1+\2}.\3"),
     (r"backbone\.fpn(\d)\.inner_blocks\.(\d)\.1\.(.+)", r"backbone.fpn_lateral{\1+\2}.norm.\3"),
