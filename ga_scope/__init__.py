@@ -5,7 +5,7 @@ detectron2 and into the built-in engine; :class:`Detector` runs a trained model.
 """
 
 __version__ = "0.2.0"
-__all__ = ["Detector", "__version__"]
+__all__ = ["Detector", "__version__", "fit"]
 
 
 def __getattr__(name):
@@ -14,4 +14,8 @@ def __getattr__(name):
         from .api import Detector
 
         return Detector
+    if name == "fit":
+        from .fit import fit
+
+        return fit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

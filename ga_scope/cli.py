@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .engines import ENGINES, Engine, get_engine
+from .engines import ENGINES, Engine, get_engine, processes
 from .errors import InputError, Interrupted
 from .evaluation import report
 
@@ -35,6 +35,14 @@ def argument_parser(description: str, **more) -> argparse.ArgumentParser:
     return parser
 
 
+def add_processes(parser: argparse.ArgumentParser):
+    """The arguments of :meth:`ga_scope.engines.Engine.launch`."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
+    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
+
+
 def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     """The arguments, and what follows them as overrides of the configuration."""
     parser.add_argument(
@@ -47,19 +55,41 @@ def end_well(main: Callable):
     """Runs a command; what is wrong with the input is one line, after the traceback where ``--debug`` asks for it."""
     try:
         main()
-    except (InputError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        line = what_to_say(error)
+        if line is None:
+            raise
         if DEBUG in sys.argv:
             traceback.print_exc()
             print(getattr(error, "details", ""), file=sys.stderr)  # with the traceback of a loader's process
-        if isinstance(error, InputError):
-            sys.exit(f"{type(error).__name__}: {error}")
-        # A full disk, a folder that may not be written.
-        sys.exit(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        sys.exit(line)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.signal)
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def what_to_say(error: Exception) -> str | None:
+    """One line for people; None of what is wrong with the program itself."""
+    if isinstance(error, InputError):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written
+        return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    # torch has a class of its own for a device's memory alone.
+    text = " ".join(str(error).split())
+    named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if named or any(words in text for words in ("can't allocate memory", "out of memory")):
+        return (
+            f"out of memory ({text[:200] or 'of the host'}): try a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN "
+            "or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
+        )
+    if "Expected more than 1 value per channel" in text:  # of torch's batch_norm and group_norm
+        return (
+            "MODEL: a normalisation layer has one number to normalise, on a map of 1 x 1: try a larger "
+            "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, NORM FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
+        )
+    return None
 
 
 def announce(engine: Engine, device: str, config_file: str):
@@ -73,10 +103,7 @@ def train_net(argv=None) -> dict:
     parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine, one for each GPU")
-    parser.add_argument("--num-machines", type=int, default=1, help="that this command runs on")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
-    parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
+    add_processes(parser)
     args = parse(parser, argv)
     return get_engine(args.engine).launch(_train_net, args)
 
@@ -84,7 +111,7 @@ def train_net(argv=None) -> dict:
 def _train_net(args) -> dict:
     engine = get_engine(args.engine)
     cfg = engine.setup(args.config_file, args.opts)
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = processes.rank() == 0
     if first:
         announce(engine, cfg.MODEL.DEVICE, args.config_file)
     engine.begin(cfg, args.config_file, args.eval_only)

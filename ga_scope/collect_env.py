@@ -10,6 +10,8 @@ import torch
 
 from . import __version__
 
+PACKAGES = ("torchvision", "detectron2", "timm", "fvcore", "pycocotools", "msgspec", "numpy", "pillow")
+
 
 def _version(package):
     try:
@@ -47,7 +49,7 @@ def collect() -> list[tuple[str, str]]:
         ("torch", torch.__version__),
         ("torch CUDA", torch.version.cuda or "none"),
     ]
-    rows += [(name, _version(name)) for name in ("torchvision", "detectron2", "fvcore", "pycocotools", "numpy")]
+    rows += [(name, _version(name)) for name in PACKAGES]
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     rows.append(("GPUs", ", ".join(torch.cuda.get_device_name(i) for i in range(count)) or "none"))
     return rows + _operators()

@@ -8,10 +8,12 @@ An .npz file holds plain arrays (ga_scope/data/proposals.py) and serves both eng
 detectron2's own loader reads.
 """
 
+from collections import deque
 from pathlib import Path
 
 from ga_scope import Detector, cli
 from ga_scope.data import dump_proposals
+from ga_scope.engines import get_engine, processes
 
 
 def main(argv=None):
@@ -19,10 +21,19 @@ def main(argv=None):
     parser.add_argument("--dataset", required=True, help="name of a dataset, of COCO or of DATASETS.REGISTER")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .npz or .pkl")
     parser.add_argument("--limit", type=int, default=None, help="proposals per image (default: all, up to 1000)")
+    cli.add_processes(parser)
     args = cli.parse(parser, argv)
+    get_engine(args.engine).launch(dump, args)
+
+
+def dump(args):
     detector = Detector(args.config_file, overrides=args.opts, engine=args.engine)
     dataset = detector.engine.find_dataset(args.dataset, False)
-    dump_proposals(args.output, dataset, detector.stream(dataset), args.limit)
+    results = detector.stream(dataset)
+    if processes.rank():
+        deque(results, maxlen=0)  # a part of the work; the first process writes
+        return
+    dump_proposals(args.output, dataset, results, args.limit)
     print(f"proposals of {len(dataset)} images in {args.output}")
 
 

@@ -55,6 +55,8 @@ class Run:
 DATASETS = {
     "coco": ("configs/COCO-Detection/{config}_R_50_FPN_{schedule}.yaml", "coco_2017_train", "coco_2017_val"),
     "shapes": ("configs/shapes/{config}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
+    "bccd": ("configs/real/bccd_{config}.yaml", "bccd_trainval", "bccd_test"),
+    "neu_det": ("configs/real/neu_det_{config}.yaml", "neu_det_train", "neu_det_val"),
 }
 
 
@@ -67,6 +69,7 @@ class Suite:
     engine: str
     opts: tuple[str, ...] = ()  # overrides of every training, as a shorter schedule
     continue_runs: bool = False
+    gpus: int = 1  # processes of every run but a measurement of speed
 
     def config(self, run: Run) -> str:
         return DATASETS[self.dataset][0].format(config=run.config, schedule=run.schedule)
@@ -85,14 +88,16 @@ class Suite:
                 file = str(self.folder(dump, seed) / "proposals.npz")
                 opts += [f"DATASETS.PROPOSAL_FILES_{split}", repr((file,))]
         common = ["--config-file", self.config(run), "--engine", self.engine]
+        several = ["--num-gpus", str(self.gpus)] if self.gpus > 1 else []
         if run.kind == "dump":
             name = DATASETS[self.dataset][2 if run.split == "test" else 1]
             target = str(folder / "proposals.npz")
-            return ["tools/dump_proposals.py", *common, "--dataset", name, "--output", target, *opts]
+            return ["tools/dump_proposals.py", *common, *several, "--dataset", name, "--output", target, *opts]
         if run.kind == "speed":
             return ["tools/measure_speed.py", *common, "--output", str(folder / "metrics.json"), *opts]
         flags = ["--eval-only"] if run.kind == "eval" else ["--resume"] if self.continue_runs else []
-        return ["train_net.py", *common, *flags, "OUTPUT_DIR", str(folder), "SEED", str(seed), *self.opts, *opts]
+        own = ["OUTPUT_DIR", str(folder), "SEED", str(seed)]
+        return ["train_net.py", *common, *several, *flags, *own, *self.opts, *opts]
 
     def result(self, run: Run, seed: int) -> dict | None:
         """The result of a run that is done, with this very command; else None."""

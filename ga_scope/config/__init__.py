@@ -67,7 +67,8 @@ def _resolve_device(device: str | None) -> str | None:
         return None
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.split(":")[0])
+    if there is not None and not there():
         raise ConfigError(f"MODEL.DEVICE: {device} is not available here; append MODEL.DEVICE cpu (or auto)")
     return device
 

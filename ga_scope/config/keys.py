@@ -137,6 +137,14 @@ KEYS = [
     *section(
         "DATALOADER.",
         ("NUM_WORKERS", 4, whole(0), "Processes that read images; 0: the training itself does."),
+        (
+            "BAD_IMAGES",
+            "error",
+            one_of("error", "skip"),
+            "An image that cannot be read ends a training; or the next takes its place, and it is named at the end.",
+        ),
+        ("MAX_BAD_IMAGES", 10, whole(0), "Of more of them the training ends.",
+         {"when": chosen("DATALOADER.BAD_IMAGES", "skip")}),
         ("ASPECT_RATIO_GROUPING", True, switch, "Batches of images that are all wide or all tall."),
         ("FILTER_EMPTY_ANNOTATIONS", True, switch, "Images without objects are left out of training."),
     ),
@@ -172,7 +180,7 @@ KEYS = [
         ("WEIGHT_DECAY", 0.0001, number(0), "Of all but norms."),
         ("WEIGHT_DECAY_NORM", 0.0, number(0), "Of normalisation layers."),
         ("GAMMA", 0.1, number(above=0), "Factor of the learning rate at each of STEPS.", {"when": IN_STEPS}),
-        ("STEPS", (30000,), ascending(whole(1)), "Where the learning rate falls.", {"when": IN_STEPS}),
+        ("STEPS", (30000,), ascending(whole(1), strictly=True), "Where the learning rate falls.", {"when": IN_STEPS}),
         ("WARMUP_FACTOR", 1.0 / 1000, fraction, "Share of the learning rate at the first step."),
         ("WARMUP_ITERS", 1000, whole(0), "Steps until the whole of it."),
         ("WARMUP_METHOD", "linear", one_of("linear", "constant"), "How it gets there."),

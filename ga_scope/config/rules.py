@@ -21,7 +21,7 @@ from .keys import (
     TIMM,
     TIMM_BACKBONE,
 )
-from .schema import BUILTIN_HINT, get
+from .schema import BUILTIN_HINT, flat, get
 
 # Feature levels of an FPN, by MODEL.BACKBONE.NAME: the last one.
 LAST_LEVEL = {
@@ -58,6 +58,56 @@ def in_features(cfg) -> dict[str, list[str]]:
     return {f"MODEL.{p}.IN_FEATURES": list(cfg.MODEL[p].IN_FEATURES) for p, when in parts.items() if when.certain(cfg)}
 
 
+# More is a slip: it would end in an allocation that fails, in the operators' limits, or never.
+MOST_WHOLE = 2**31 - 1
+MOST = {
+    "DATALOADER.NUM_WORKERS": 256,
+    "INPUT.MIN_SIZE_TRAIN": 2**15,
+    "INPUT.MIN_SIZE_TEST": 2**15,
+    "SOLVER.IMS_PER_BATCH": 2**16,
+    "SOLVER.ACCUMULATION_STEPS": 2**16,
+    "SOLVER.GAMMA": 10,
+    "MODEL.FPN.OUT_CHANNELS": 4096,
+    "MODEL.RESNETS.NUM_GROUPS": 256,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 1024,
+    "MODEL.ANCHOR_GENERATOR.SIZES": 2**16,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": 1000,
+    "MODEL.GUIDED_ANCHORING.SIGMA": 1000,
+    "MODEL.GUIDED_ANCHORING.SHAPE_STD": 10,
+    "MODEL.GUIDED_ANCHORING.LOCATION.CENTER_RATIO": 10,
+    "MODEL.GUIDED_ANCHORING.LOCATION.IGNORE_RATIO": 10,
+    "MODEL.GUIDED_ANCHORING.SHAPE.SCALES": 1000,
+    "MODEL.GUIDED_ANCHORING.SHAPE.RATIOS": 1000,
+    "MODEL.GUIDED_ANCHORING.SHAPE.SIZE_RANGE": 1000,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2**15,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 64,
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 64,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 2**14,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": 16,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": 16,
+    "MODEL.RETINANET.NUM_CLASSES": 2**15,
+    "MODEL.RETINANET.NUM_CONVS": 64,
+    "MODEL.SCOPENET.NUM_CLASSES": 2**15,
+    "MODEL.SCOPENET.NUM_CONVS": 64,
+    "MODEL.SCOPENET.BINS.NUM": 256,
+    "MODEL.SCOPENET.BINS.SIZE": 16,
+    "MODEL.SCOPENET.TARGETS.RANGES": 2**20,
+    "MODEL.SCOPENET.TARGETS.CENTER_RADII": 1000,
+}
+
+
+def limits(cfg, builtin):
+    def numbers(value):
+        return [n for v in value for n in numbers(v)] if isinstance(value, (list, tuple)) else [value]
+
+    for name, value in flat(cfg).items():
+        most = MOST.get(name, MOST_WHOLE)
+        for number in numbers(value):
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if (whole or (name in MOST and isinstance(number, float))) and number > most:
+                _wrong(name, f"at most {most}", value)
+
+
 def pixels(cfg, builtin):
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for name in ("PIXEL_MEAN", "PIXEL_STD"):
@@ -72,6 +122,9 @@ def resnet(cfg, builtin):
     width = 64 if keys.DEPTH in (18, 34) else 256
     if (builtin or width == 64) and keys.RES2_OUT_CHANNELS != width:
         _wrong("MODEL.RESNETS.RES2_OUT_CHANNELS", f"{width} for depth {keys.DEPTH}", keys.RES2_OUT_CHANNELS)
+    for name, only in (("NUM_GROUPS", 1), ("WIDTH_PER_GROUP", 64)):
+        if width == 64 and keys[name] != only:
+            _wrong(f"MODEL.RESNETS.{name}", f"{only} for depth {keys.DEPTH}", keys[name])
     missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in keys.OUT_FEATURES]
     if missing:
         _wrong("MODEL.RESNETS.OUT_FEATURES", f"all of MODEL.FPN.IN_FEATURES {list(cfg.MODEL.FPN.IN_FEATURES)}",
@@ -223,7 +276,22 @@ def patience(cfg, builtin):
         _wrong("TEST.PATIENCE", "0 without TEST.BEST_METRIC, TEST.EVAL_PERIOD and DATASETS.TEST", cfg.TEST.PATIENCE)
 
 
+def priors(cfg, builtin):
+    """A logit has none of 0 and 1."""
+    for part, when in {"RETINANET": RETINANETS, "SCOPENET": SCOPENET}.items():
+        if when.certain(cfg) and not 0 < cfg.MODEL[part].PRIOR_PROB < 1:
+            _wrong(f"MODEL.{part}.PRIOR_PROB", "a number between 0 and 1", cfg.MODEL[part].PRIOR_PROB)
+
+
+def momentum(cfg, builtin):
+    if cfg.SOLVER.OPTIMIZER == "SGD" and cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        _wrong("SOLVER.NESTEROV", "False with SOLVER.MOMENTUM 0", True)
+
+
 RULES = (
+    limits,
+    priors,
+    momentum,
     pixels,
     crop,
     resnet,

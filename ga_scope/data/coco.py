@@ -83,8 +83,9 @@ def load_coco_json(json_file, image_root, name: str | None = None, extras: bool 
     json_file, image_root = Path(json_file), Path(image_root)
     try:
         status = os.stat(json_file)
-    except OSError as error:
-        why = "no such annotation file" if isinstance(error, FileNotFoundError) else error.strerror
+    except (OSError, ValueError) as error:  # of a name with a zero byte
+        why = getattr(error, "strerror", None) or str(error)
+        why = "no such annotation file" if isinstance(error, FileNotFoundError) else why
         raise DatasetError(f"{json_file}: {why}") from None
     key = (json_file.resolve(), image_root.resolve(), status.st_mtime_ns, status.st_size, extras)
     if key not in _parsed:
@@ -118,6 +119,8 @@ def _load(json_file, image_root, name, extras):
         annotations,
         annotated,
         json_file,
+        count,
+        problems,
     )
 
 

@@ -71,6 +71,8 @@ class Dataset(Sequence):
         starts: (N + 1,) int64: image i has the annotations ``starts[i]`` to ``starts[i + 1]``.
         annotated: False for a file of images alone, as COCO's test-dev: there is nothing to score against.
         source: the file, if there is one.
+        given: how many annotations the source has.
+        problems: how many of them had to be left out or mended, by what is wrong with them.
     """
 
     def __init__(
@@ -86,12 +88,15 @@ class Dataset(Sequence):
         annotations,
         annotated,
         source,
+        given,
+        problems,
     ):
         self.name, self.source = name, source
         self.classes, self.category_ids = tuple(classes), tuple(category_ids)
         self.image_ids, self.file_names = image_ids, file_names
         self.heights, self.widths = heights, widths
         self.starts, self.annotations, self.annotated = starts, annotations, annotated
+        self.given, self.problems = given, problems
 
     def __len__(self):
         return len(self.file_names)
@@ -177,7 +182,7 @@ class Dataset(Sequence):
 
     def _replaced(self, **changes) -> "Dataset":
         names = ("name", "classes", "category_ids", "image_ids", "file_names", "heights", "widths", "starts",
-                 "annotations", "annotated", "source")  # fmt: skip
+                 "annotations", "annotated", "source", "given", "problems")  # fmt: skip
         return Dataset(**({name: getattr(self, name) for name in names} | changes))
 
 
@@ -257,6 +262,7 @@ def dataset_of_records(name: str, records: list[dict], classes, extras: bool = F
     files = Texts(os.fspath(r["file_name"]) for r in records)
     return Dataset(
         name, classes, range(len(classes)), list(ids), files, heights, widths, starts, annotations, True, None,
+        len(boxes), problems,
     )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Image files as the networks see them: upright, 8 bits, three channels."""
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,14 @@ UNBOUNDED = {"I": "32-bit integers", "F": "floating-point numbers"}
 PHOTO_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 
-def _opened(path) -> Image.Image:
+@contextlib.contextmanager
+def _opened(path) -> Iterator[Image.Image]:
     check_file(path)
-    return Image.open(path, formats=PHOTO_FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of EXIF data that are broken: such an image stands as it is
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=PHOTO_FORMATS) as file:
+            yield file
 
 
 def open_image(path) -> Image.Image:
@@ -36,10 +43,8 @@ def open_image(path) -> Image.Image:
         DatasetError: naming the file: missing, broken, too large to be meant, or of pixels that have no range.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _opened(path) as file:
-                return upright_rgb(file, path)
+        with _opened(path) as file:
+            return upright_rgb(file, path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such image") from None
     except DatasetError:

@@ -1,6 +1,7 @@
 """What an engine is: one way of building, training and running the project's models."""
 
 import contextlib
+import itertools
 import logging
 import os
 import tempfile
@@ -101,8 +102,9 @@ def output_folder(cfg) -> Path:
     path = Path(cfg.OUTPUT_DIR)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"OUTPUT_DIR: expected a folder, got {path}: {why}") from None
     try:
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"to see whether there is room")
@@ -312,10 +314,24 @@ class Engine(ABC):
     def predict(
         self, cfg, model: nn.Module, records, batch_size: int = 1, maps: bool = False
     ) -> Iterator[tuple[dict, ImageResult]]:
-        """Every input and the results of its image, in order."""
-        for inputs in self.inputs(cfg, records, batch_size):
-            found = self.infer(model, inputs, maps, cfg.TEST.PRECISION)
-            yield from zip(inputs, self.image_results(inputs, found))
+        """Every input and the results of its image, in order.
+
+        Of several processes each takes its share of the images, and all get all results, with inputs that have no
+        pixels.
+        """
+        loader = iter(self.inputs(cfg, records, batch_size))
+        share = -(-len(records) // processes.world())
+        for _ in range(-(-share // batch_size)):
+            inputs = next(loader, [])  # a process's share may have an image less
+            found = []
+            if inputs:
+                results = self.infer(model, inputs, maps, cfg.TEST.PRECISION)
+                found = list(zip(inputs, self.image_results(inputs, results)))
+            if processes.world() > 1:
+                keys = ("file_name", "image_id", "height", "width")
+                of_all = processes.of_all([({key: x[key] for key in keys}, result) for x, result in found])
+                found = [pair for together in itertools.zip_longest(*of_all) for pair in together if pair]
+            yield from found
 
     @staticmethod
     def image_results(inputs: list[dict], batch: Batch) -> list[ImageResult]:

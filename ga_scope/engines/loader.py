@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as LoaderDataset
 
 from ..data import Records
+from .bad_images import BadImages
 from .processes import in_worker, rank, world
 
 # What a seed is drawn for.
@@ -79,8 +80,8 @@ class _Share:
 class _Mapped(LoaderDataset):
     """Records through a mapper that draws from generators of the image's position in the run."""
 
-    def __init__(self, records, mapper, seed):
-        self.records, self.mapper, self.seed = records, mapper, seed
+    def __init__(self, records, mapper, seed, bad: BadImages):
+        self.records, self.mapper, self.seed, self.bad = records, mapper, seed, bad
 
     def __len__(self):
         return len(self.records)
@@ -88,20 +89,21 @@ class _Mapped(LoaderDataset):
     def __getitem__(self, item):
         position, index = item
         seed_everything(self.seed, IMAGE, position)
-        return self.mapper(self.records[index])
+        return self.bad.mapped(self.mapper, self.records, index)
 
 
-def train_loader(cfg, records: Records, mapper, seed: int, start: int = 0) -> DataLoader:
+def train_loader(cfg, records: Records, mapper, seed: int, start: int = 0, bad: BadImages | None = None) -> DataLoader:
     """Lists of mapped records, without end: SOLVER.ACCUMULATION_STEPS lists for every step from ``start`` on, this
     process's share of SOLVER.IMS_PER_BATCH.
     """
     wide = records.wide() if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = Batches(wide, len(records), cfg.SOLVER.IMS_PER_BATCH, seed)
     return DataLoader(
-        _Mapped(records, mapper, seed),
+        _Mapped(records, mapper, seed, bad or BadImages(cfg)),
         batch_sampler=_Share(batches, start, cfg.SOLVER.ACCUMULATION_STEPS),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=list,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),  # from elsewhere a copy waits for what the GPU is at
         worker_init_fn=in_worker,
         generator=torch.Generator().manual_seed(seed),  # else it would draw from the training's
     )

@@ -120,14 +120,10 @@ def launch(function: Callable, args, start: Callable = start):
     answers = mp.get_context("spawn").SimpleQueue()
     with _handing_on():
         try:
+            url = args.dist_url or free_url()
             start(
-                _answering,
-                args.num_gpus,
-                args.num_machines,
-                args.machine_rank,
-                args.dist_url,
-                (function, args, answers),
-            )
+                _answering, args.num_gpus, args.num_machines, args.machine_rank, url, args=(function, args, answers)
+            )  # fmt: skip
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
             found = _drained(answers)
             errors = [value for kind, value in found if kind == "error"]

@@ -37,12 +37,8 @@ def build_optimizer(cfg, groups: list[dict]) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY, "fused": True}
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, **common)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+        return torch.optim.AdamW(groups, **common)
+    return torch.optim.SGD(groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common)
 
 
 def clip_gradients(cfg, parameters: Iterable[nn.Parameter], norm: Tensor):
@@ -67,7 +63,7 @@ def build_lr_schedule(cfg) -> ParamScheduler:
     """The factor of the learning rate as a function of the fraction of training done, as detectron2's."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+        steps = [step for step in solver.STEPS if step < solver.MAX_ITER]
         values = [solver.GAMMA**k for k in range(len(steps) + 1)]
         schedule = MultiStepParamScheduler(values, milestones=steps, num_updates=solver.MAX_ITER)
     elif solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR":

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections import deque
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from ..config.checks import plain
 from ..errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from ..modeling.losses import counted, counting
 from . import processes
+from .bad_images import BadImages
 from .checkpoint import META, Checkpointer, DamagedError
 from .loader import STEP, WEIGHTS, seed_everything, train_loader
 from .progress import Progress
@@ -82,6 +84,7 @@ class Trainer:
         seed_everything(self.seed, WEIGHTS)
         self.model = engine.build(cfg)
         self.optimizer = build_optimizer(cfg, engine.parameter_groups(cfg, self.model))
+        self.settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         self.schedule = build_lr_schedule(cfg)
         self.device = next(self.model.parameters()).device
         self.precision, self.scaler = _precision(cfg, self.device)
@@ -124,6 +127,8 @@ class Trainer:
         if found:
             self._check_same_run(*found)
             self.start = self.checkpointer.resume(*found)["iteration"] + 1
+            for group, settings in zip(self.optimizer.param_groups, self.settings):
+                group.update(settings)  # the configuration's of today: a lower rate, perhaps
             logger.info("%s: resuming at iteration %d", found[0], self.start)
             return
         if resume:
@@ -163,8 +168,10 @@ class Trainer:
         if processes.world() == 1:
             return self.model
         devices = [self.device.index or 0] if self.device.type == "cuda" else None
-        # The losses' gradients are all that is exchanged: statistics are rank 0's (see _evaluate).
-        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for it
+            # The gradients are all that is exchanged: statistics are those of the first process (see _metrics).
+            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
     # ---- the loop -------------------------------------------------------------------------------
 
@@ -178,7 +185,8 @@ class Trainer:
                 return self._metrics()
             self.model.train()
             self.progress = Progress(self.cfg.OUTPUT_DIR, self.start, self.limit) if first else None
-            loader = train_loader(self.cfg, self.records, self.engine.mapper(self.cfg), self.seed, self.start)
+            bad, mapper = BadImages(self.cfg), self.engine.mapper(self.cfg)
+            loader = train_loader(self.cfg, self.records, mapper, self.seed, self.start, bad)
             try:
                 if self._due_for_evaluation() and self.evaluated != self.done:
                     metrics = self._evaluate()
@@ -186,6 +194,8 @@ class Trainer:
                 while self.done < self.limit and not self.finished:
                     began = time.perf_counter()
                     inputs = [next(batches) for _ in range(self.parts)]
+                    for part in inputs:
+                        bad.count(part)
                     self._step(inputs, time.perf_counter() - began)
                     self._look_at(ahead)
                     if self.done == self.limit or self.done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
@@ -193,8 +203,11 @@ class Trainer:
                     if self._due_for_evaluation():
                         metrics = self._evaluate()
             except BaseException as error:
+                bad.report(together=False)
                 self._save_before(error)
                 raise
+            else:
+                bad.report(together=True)
             finally:
                 if self.progress:
                     self.progress.close()
@@ -205,8 +218,8 @@ class Trainer:
     def _step(self, parts: list[list[dict]], waited: float):
         iteration = self.done
         factor = self.schedule(iteration / self.limit)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        for group, settings in zip(self.optimizer.param_groups, self.settings):
+            group["lr"] = settings["lr"] * factor
         self.before = self._state()
         self.optimizer.zero_grad()
         losses = self._backward(iteration, parts)
@@ -231,7 +244,7 @@ class Trainer:
         self.scaler.update()
         if self.average:
             self.average.update()
-        self.changing = False
+        self.done, self.before, self.changing = iteration + 1, None, False
         files = [x["file_name"] for inputs in parts for x in inputs]
         host, ready = shared, None
         if shared.is_cuda:
@@ -243,7 +256,6 @@ class Trainer:
         self.pending.append(
             _Step(iteration, ["total_loss", *names, "grad_norm"], host, ready, values, files, rate, waited)
         )
-        self.done, self.before = iteration + 1, None
 
     def _backward(self, iteration, parts) -> dict[str, Tensor]:
         """The gradients of a step; its losses, the means of its parts."""
@@ -371,7 +383,7 @@ class Trainer:
                 return
             if self.before is not None:
                 self._restore(self.before)
-            if self.saved != self.done and not any(step.wait()[-2] for step in self.pending):
+            if self.saved != self.done and not self.broken:
                 self._write()
         except Exception as second:  # the first is what has to be said
             logger.error("nothing could be saved: %s", second)

@@ -32,7 +32,8 @@ class RPNHead(nn.Module):
     Args:
         channels: C.
         anchors_per_location: K.
-        stages: 2: another head reads the hidden features of the first (RPN + iterative).
+        stages: 2: another head reads the hidden features of the first through a 3x3 convolution (RPN + iterative:
+            "two RPN heads consecutively, with an additional 3 x 3 convolution between them", section 4.2).
         before_fpn: widths of the backbone's features: the first stage then reads these (through 1x1
             convolutions to C), the second the pyramid's (RefineRPN).
     """
@@ -44,7 +45,12 @@ class RPNHead(nn.Module):
         self.objectness_logits = nn.Conv2d(channels, anchors_per_location, 1)
         self.anchor_deltas = nn.Conv2d(channels, 4 * anchors_per_location, 1)
         initialise(self)
-        self.second = RPNHead(channels, anchors_per_location, stages - 1) if stages > 1 else None
+        self.second = self.between = None
+        if stages > 1:
+            if not self.lateral:
+                self.between = nn.Conv2d(channels, channels, 3, padding=1)
+                initialise(self.between)
+            self.second = RPNHead(channels, anchors_per_location, stages - 1)
 
     def forward(self, pyramid: Pyramid, features: list[Tensor], before_fpn: list[Tensor] = ()):
         """Per stage logits (N, P * K) and deltas (N, P * K, 4)."""
@@ -52,8 +58,11 @@ class RPNHead(nn.Module):
         hidden = [F.relu(self.conv(f)) for f in read]
         logits = pyramid.flatten([self.objectness_logits(f) for f in hidden]).flatten(1)
         deltas = pyramid.flatten([self.anchor_deltas(f) for f in hidden]).reshape(*logits.shape, 4)
-        later = [] if self.second is None else self.second(pyramid, features if self.lateral else hidden)
-        return [(logits, deltas), *later]
+        if self.second is None:
+            return [(logits, deltas)]
+        if self.between is not None:
+            features = [F.relu(self.between(h)) for h in hidden]
+        return [(logits, deltas), *self.second(pyramid, features)]
 
     def _before_fpn(self, before_fpn, features):
         maps = [lateral(f) for lateral, f in zip(self.lateral, before_fpn)]

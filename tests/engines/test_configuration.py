@@ -1,13 +1,18 @@
 """Configurations that cannot work, and keys that nothing reads: one line with the key, in both engines."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
+from ga_scope.cli import end_well
 from ga_scope.config import SCHEMA, flat
+from ga_scope.data import load_coco_json
 from ga_scope.engines import get_engine, resolved
-from ga_scope.errors import ConfigError, InputError
+from ga_scope.engines.base import output_folder
+from ga_scope.engines.solver import build_lr_schedule
+from ga_scope.errors import ConfigError, DatasetError, InputError
 
 from .conftest import CONFIGS, ENGINES, SHAPES, config, overrides, run, setup
 
@@ -237,6 +242,15 @@ def test_impossible_values_are_named(engine, key, value, expected):
         ("rpn_iterative", "MODEL.STAGED_RPN.STAGES", 3, "1, 2, got 3"),
         ("retinanet", "MODEL.RETINANET.IOU_THRESHOLDS", [0.5, 0.4], "in ascending order"),
         ("retinanet", "MODEL.RETINANET.PRIOR_PROB", 1.2, "a number from 0 to 1"),
+        ("retinanet", "MODEL.RETINANET.PRIOR_PROB", 0.0, "a number between 0 and 1"),
+        ("scopenet", "MODEL.SCOPENET.PRIOR_PROB", 1.0, "a number between 0 and 1"),
+        ("scopenet", "MODEL.SCOPENET.BINS.SIZE", 1e12, "at most 16"),
+        ("rpn", "MODEL.FPN.OUT_CHANNELS", 10**9, "at most 4096"),
+        ("rpn", "MODEL.RPN.POST_NMS_TOPK_TEST", 2**63, "at most 2147483647"),
+        ("rpn", "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [1e38], [256]], "at most 65536"),
+        ("rpn", "DATALOADER.NUM_WORKERS", 10**6, "at most 256"),
+        ("rpn", "MODEL.RESNETS.NUM_GROUPS", 2, "1 for depth 18"),
+        ("rpn", "SOLVER.STEPS", (5, 5), "in ascending order"),
         ("retinanet", "MODEL.FPN.OUT_CHANNELS", 40, "a multiple of 32 with MODEL.RETINANET.NORM GN"),
         ("scopenet", "MODEL.FPN.OUT_CHANNELS", 40, "a multiple of 32 with MODEL.SCOPENET.NORM GN"),
         ("scopenet", "MODEL.SCOPENET.IN_FEATURES", ["p4", "p3", "p5", "p6", "p7"], "once each, finest first"),
@@ -256,6 +270,65 @@ def test_an_output_folder_that_is_a_file_is_named(engine, shapes, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(SystemExit, match="OUTPUT_DIR: expected a folder, got .*out: File exists"):
         run("ga_rpn", engine, overrides(shapes, tmp_path / "out"))
+
+
+def test_names_with_a_zero_byte_are_named():
+    """The system has an error of its own kind for them."""
+    with pytest.raises(ConfigError, match="OUTPUT_DIR: expected a folder, got "):
+        output_folder(setup("rpn", [*CPU, "OUTPUT_DIR", "a\0b"]))
+    with pytest.raises(InputError, match=r"a\\x00b: "):
+        load_coco_json("a\0b", "")
+
+
+def test_momentum_of_nesterovs_kind():
+    with pytest.raises(ConfigError, match="SOLVER.NESTEROV: expected False with SOLVER.MOMENTUM 0, got True"):
+        setup("rpn", [*CPU, "SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0.0"])
+
+
+def test_a_fall_of_the_learning_rate_at_the_very_end():
+    """Has no effect, and is no error."""
+    more = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "1"]
+    for steps in ("(1,)", "(1, 2)", "()"):
+        schedule = build_lr_schedule(setup("rpn", [*CPU, *more, "SOLVER.STEPS", steps]))
+        assert schedule(0.0) == schedule(0.99) == 1
+
+
+# As torch hands on what a loader's process raised.
+OF_A_WORKER = (
+    "Caught DatasetError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+    "ga_scope.errors.DatasetError: a.png: missing"
+)
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (MemoryError(), "out of memory .*: try a smaller SOLVER.IMS_PER_BATCH"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory .*: try a smaller"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory .*: try a smaller"),
+        (ValueError("Expected more than 1 value per channel when training, got input size"), "^MODEL: a normalisation"),
+        (OSError(28, "No space left on device", "/x"), "^/x: No space left on device$"),
+        (DatasetError("a.json:\n  broken"), "^DatasetError: a.json:   broken$"),
+        (DatasetError(OF_A_WORKER), "^DatasetError: a.png: missing$"),
+        (ConfigError("KEY: " + "x" * 10**6), "^ConfigError: KEY: x.* ... x"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_user_sees_of_an_error(error, line, debug, monkeypatch, capsys):
+    """One line; --debug has the traceback, too. What is wrong with the program itself is a traceback either way."""
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *["--debug"] * debug])
+
+    def command():
+        raise error
+
+    with pytest.raises(SystemExit, match=line) as end:
+        end_well(command)
+    assert str(end.value).isprintable() and len(str(end.value)) < 1100
+    assert ("Traceback" in capsys.readouterr().err) == debug
+    with pytest.raises(ZeroDivisionError):
+        end_well(lambda: 1 / 0)
+    with pytest.raises(ValueError, match="^invalid literal"):
+        end_well(lambda: int("x"))
 
 
 # ---- A8: keys that nothing reads ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ga_scope.engines import get_engine
+from ga_scope.engines import get_engine, trainer
 from ga_scope.engines.loader import WEIGHTS, Batches, seed_everything, train_loader
 from ga_scope.engines.solver import Average, build_lr_schedule, clip_gradients
 from ga_scope.engines.trainer import Trainer
@@ -116,6 +116,20 @@ def test_a_resumed_run_equals_one_that_never_stopped(engine, more, shapes, whole
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_scale_goes_on(engine, shapes, tmp_path, monkeypatch):
+    """float16's, here on a CPU, of a scale that doubles every other step."""
+    scaled = lambda *_: (torch.float16, torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2))  # noqa: E731
+    monkeypatch.setattr(trainer, "_precision", scaled)
+    run("ga_rpn", engine, options(shapes, tmp_path / "whole"))
+    parts = checkpoint_of(tmp_path / "whole", tmp_path / "parts")
+    run("ga_rpn", engine, options(shapes, parts), "--resume")
+    found, expected = content(parts), content(tmp_path / "whole")
+    assert_same(found, expected)
+    assert found["scaler"] == expected["scaler"] and found["scaler"]["scale"] == 4096.0
+    assert content(parts, "model_0000002")["scaler"]["scale"] == 2048.0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_workers_change_nothing(engine, whole):
     assert_same(content(whole(engine, **{"DATALOADER.NUM_WORKERS": 2})), content(whole(engine)))
 
@@ -169,22 +183,33 @@ def test_a_run_that_is_stopped_loses_no_step(engine, what, left, message, shapes
     assert_same(content(tmp_path), content(whole(engine, **more)))
 
 
+def weighed(engine, monkeypatch, shapes, before=lambda: None):
+    """Evaluations whose metric is a number of the weights; ``before`` each of them. Their dataset's name."""
+    name = f"val_{shapes.parent.name}"
+
+    def evaluate(self, cfg, model, classes=None):
+        before()
+        return {name: {"AP": float(sum(value.sum() for value in model.parameters()))}}
+
+    monkeypatch.setattr(type(get_engine(engine)), "evaluate", evaluate)
+    return name
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_signal_in_an_evaluation_ends_it_at_once(engine, shapes, tmp_path, monkeypatch):
-    """The evaluation is done again where the run goes on, and what it decided is decided then."""
-    more = {"TEST.EVAL_PERIOD": 2, "DATASETS.TEST": (f"val_{shapes.parent.name}",), "TEST.BEST_METRIC": "AR@100"}
+    """The evaluation is done again where the run goes on, and what it decides is decided then."""
+    calls = []
+    name = weighed(engine, monkeypatch, shapes)
+    more = {"TEST.EVAL_PERIOD": 2, "DATASETS.TEST": (name,), "TEST.BEST_METRIC": "AP", "MODEL_EMA.ENABLED": True}
     run("ga_rpn", engine, options(shapes, tmp_path / "whole", **more))
-    kind = type(get_engine(engine))
-    evaluate, calls = kind.evaluate, []
 
-    def killed(self, *args):
+    def kill_the_second():
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("the evaluation went on")
-        return evaluate(self, *args)
 
-    monkeypatch.setattr(kind, "evaluate", killed)
+    weighed(engine, monkeypatch, shapes, kill_the_second)
     with pytest.raises(SystemExit) as end:
         run("ga_rpn", engine, options(shapes, tmp_path / "parts", **more))
     assert end.value.code == 128 + signal.SIGTERM
@@ -193,17 +218,30 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(engine, shapes, tmp_path, mon
     assert len(calls) == 4
     found, expected = content(tmp_path / "parts"), content(tmp_path / "whole")
     assert_same(found, expected)
-    assert found["run"] == expected["run"]
-    assert_same(*({"a": content(tmp_path / f, "model_best")["model"]} for f in ("parts", "whole")))
+    assert found["run"] == expected["run"] and found["run"]["best"] is not None
+    best = [content(tmp_path / folder, "model_best") for folder in ("parts", "whole")]
+    assert best[0]["metrics"] == best[1]["metrics"] and best[0]["iteration"] == best[1]["iteration"]
+    assert all(torch.equal(value, best[1]["model"][key]) for key, value in best[0]["model"].items())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_resuming_a_finished_run_only_evaluates(engine, shapes, tmp_path):
-    opts = options(shapes, tmp_path, **{"SOLVER.MAX_ITER": 1, "DATASETS.TEST": (f"val_{shapes.parent.name}",)})
-    run("ga_rpn", engine, opts)
-    before = (tmp_path / "model_final.pth").stat().st_mtime_ns
-    assert run("ga_rpn", engine, opts, "--resume")
+def test_resuming_a_finished_run_only_evaluates(engine, shapes, tmp_path, monkeypatch):
+    name = weighed(engine, monkeypatch, shapes)
+    opts = options(shapes, tmp_path, **{"SOLVER.MAX_ITER": 1, "DATASETS.TEST": (name,)})
+    first, before = run("ga_rpn", engine, opts), (tmp_path / "model_final.pth").stat().st_mtime_ns
+    assert run("ga_rpn", engine, opts, "--resume") == first and first
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == before
+
+
+def test_a_new_run_in_the_folder_of_an_earlier_one_is_not_taken_for_it(shapes, whole, tmp_path, monkeypatch, caplog):
+    """Killed before its first checkpoint, it begins anew, and the earlier one's file is named."""
+    folder = checkpoint_of(whole("torchvision"), tmp_path / "folder")
+    stopped("torchvision", monkeypatch, 0, raises)
+    with pytest.raises(SystemExit, match="broken.jpg"):
+        run("ga_rpn", "torchvision", options(shapes, folder, SEED=3))
+    run("ga_rpn", "torchvision", options(shapes, folder, SEED=3), "--resume")
+    assert "model_0000002.pth: is of an earlier run than the last one" in caplog.text
+    assert_same(content(folder), content(whole("torchvision", SEED=3)))
 
 
 def test_without_a_checkpoint_a_resumed_run_says_that_it_starts_anew(shapes, tmp_path, caplog):
@@ -241,14 +279,17 @@ def test_the_other_engine_does_not_resume_a_run(first, second, shapes, whole, tm
 
 
 def flipped(path):
+    """One bit of one weight: torch loads it without a word."""
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    weight = torch.load(path, weights_only=True)["model"]["head.weight"]
+    data[data.find(weight.numpy().tobytes()) + 5] ^= 1
     path.write_bytes(data)
+    assert not torch.equal(torch.load(path, weights_only=True)["model"]["head.weight"], weight)
 
 
 def not_finite(path):
     state = torch.load(path, weights_only=True)
-    state["model"]["backbone.fpn_lateral2.weight"][0, 0] = float("nan")
+    state["model"]["head.weight"][0, 0] = float("nan")
     torch.save(state, path)
 
 
@@ -257,7 +298,7 @@ DAMAGES = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "not a checkpoint that can be read"),
     "one bit": (flipped, "damaged: .*/data/.* has not the checksum that it was written with"),
     "gone": (lambda p: p.unlink(), "no such checkpoint"),
-    "not finite": (not_finite, "1 of .* tensors are not finite: model.backbone.fpn_lateral2.weight"),
+    "not finite": (not_finite, "1 of .* tensors are not finite: model.head.weight"),
 }
 
 
@@ -350,10 +391,10 @@ def test_a_step_that_is_not_finite_changes_nothing(engine, kind, shapes, whole, 
     with pytest.raises(SystemExit) as end:
         run("ga_rpn", engine, options(shapes, tmp_path))
     text = end.value.code
-    assert re.search(
-        r"^TrainingError: iteration 5: a \w+ (is not finite): .*loss_rpn_cls .*images: .*train.*jpg",
-        text.replace("a gradient is not finite, the losses are", "a gradient is not finite"),
-    ), text
+    said = (
+        "a loss is not finite: loss_a nan" if kind == "loss" else "a gradient is not finite, the losses are: total_loss"
+    )
+    assert re.search(rf"^TrainingError: iteration 5: {said}.*, loss_b .*; images: .*train.*jpg", text), text
     assert ("nan" in text) == (kind == "loss") and "learning rate" in text and "SOLVER.BASE_LR" in text
     assert f"{tmp_path / 'model_0000002.pth'} is from before it" in text and "\n" not in text
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
@@ -367,7 +408,7 @@ def test_a_run_that_diverges_can_go_on_with_a_lower_rate(engine, shapes, tmp_pat
     """case_01: it saved its broken weights and made them the newest."""
     more = {
         "SOLVER.MAX_ITER": 60, "SOLVER.CHECKPOINT_PERIOD": 2, "SOLVER.OPTIMIZER": "SGD", "SOLVER.WARMUP_ITERS": 0,
-        "SOLVER.BASE_LR": 300.0, "SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.MAX_TO_KEEP": 2,
+        "SOLVER.BASE_LR": 1e6, "SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.MAX_TO_KEEP": 2,
     }  # fmt: skip
     weights = options(shapes, tmp_path, **(more | {"SOLVER.MAX_ITER": 2, "SOLVER.BASE_LR": 1e-5}))
     run("ga_rpn", engine, weights)
@@ -388,18 +429,36 @@ def test_a_run_that_diverges_can_go_on_with_a_lower_rate(engine, shapes, tmp_pat
 def test_after_a_step_that_is_not_finite_no_later_one_is_taken(shapes, tmp_path):
     """Where a device is a step ahead of what the host has seen, the device itself leaves the later steps out."""
     engine, cfg = get_engine("torchvision"), setup("ga_rpn", options(shapes, tmp_path))
-    trainer = Trainer(engine, cfg, engine.training_records(cfg), None)
-    batches = iter(train_loader(cfg, trainer.records, engine.mapper(cfg), trainer.seed))
-    trainer.stop = type("Stop", (), {"signal": None})()
-    trainer._step([next(batches)], 0.0)
-    before = [value.detach().clone() for value in trainer.model.parameters()]
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    batches = iter(train_loader(cfg, training.records, engine.mapper(cfg), training.seed))
+    training.stop = type("Stop", (), {"signal": None})()
+    training._step([next(batches)], 0.0)
+    before = [value.detach().clone() for value in training.model.parameters()]
     losses = engine.losses
     engine.losses = lambda *args: {k: v * float("inf") for k, v in losses(*args).items()}
-    trainer._step([next(batches)], 0.0)
+    training._step([next(batches)], 0.0)
     engine.losses = losses
-    trainer._step([next(batches)], 0.0)
-    assert all(torch.equal(value, old) for value, old in zip(trainer.model.parameters(), before))
-    assert [bool(step.values[-2]) for step in trainer.pending] == [False, True, True]
+    training._step([next(batches)], 0.0)
+    assert all(torch.equal(value, old) for value, old in zip(training.model.parameters(), before))
+    assert [bool(step.values[-2]) for step in training.pending] == [False, True, True]
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu(shapes, tmp_path):
+    """Of a model that does not: torch itself makes every wait an error."""
+    engine, cfg = get_engine("torchvision"), setup("ga_rpn", options(shapes, tmp_path, **{"MODEL.DEVICE": "cuda"}))
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    batches = iter(train_loader(cfg, training.records, engine.mapper(cfg), training.seed))
+    training.stop = type("Stop", (), {"signal": None})()
+    training._step([next(batches)], 0.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            training._step([next(batches)], 0.0)
+            training._look_at(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(training.pending) == 1
 
 
 # ---- the best, and the end -------------------------------------------------------------------------
@@ -473,12 +532,12 @@ def test_the_whole_models_norm_is_clipped_in_training(engine, shapes, tmp_path, 
             "SOLVER.BASE_LR": 0.01, "SOLVER.WARMUP_ITERS": 0, "SOLVER.WEIGHT_DECAY_NORM": 0.0,
             "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
             "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.25}  # fmt: skip
-    engine, cfg = get_engine(engine), None
+    engine = get_engine(engine)
     cfg = engine.setup(config("ga_rpn"), options(shapes, tmp_path, **more))
-    trainer = Trainer(engine, cfg, engine.training_records(cfg), None)
-    before = torch.cat([value.detach().flatten().clone() for value in trainer.trained])
-    trainer.train()
-    moved = torch.cat([value.detach().flatten() for value in trainer.trained]) - before
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    before = torch.cat([value.detach().flatten().clone() for value in training.trained])
+    training.train()
+    moved = torch.cat([value.detach().flatten() for value in training.trained]) - before
     assert float(moved.double().norm()) == pytest.approx(0.01 * 0.25, rel=1e-3)
 
 
@@ -489,7 +548,8 @@ def test_the_average_is_its_definition(engine, shapes, tmp_path):
             "SOLVER.WARMUP_ITERS": 0}  # fmt: skip
     run("ga_rpn", engine, options(shapes, tmp_path, **more))
     seed_everything(0, WEIGHTS)
-    expected = {k: v.detach().clone() for k, v in get_engine(engine).build(None).state_dict().items()}
+    fresh = get_engine(engine).build(setup("ga_rpn", ["MODEL.DEVICE", "cpu"]))
+    expected = {key: value.detach().clone() for key, value in fresh.state_dict().items()}
     for step in ("model_0000000", "model_0000001", "model_final"):
         for key, value in content(tmp_path, step)["model"].items():
             expected[key] = 0.8 * expected[key] + 0.2 * value
@@ -527,16 +587,17 @@ def test_an_average_that_is_applied_is_taken_off_again():
 def test_the_learning_rate_is_detectron2s(more):
     from detectron2.solver import build_lr_scheduler
 
-    more = ["SOLVER.MAX_ITER", "60", "SOLVER.STEPS", "(30, 50)", "SOLVER.WARMUP_ITERS", "20", *more]
-    if "LR_SCHEDULER_NAME" not in str(more):
-        more = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", *more]
+    if "SOLVER.LR_SCHEDULER_NAME" not in more:
+        more = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(30, 50)", *more]
+    more = ["SOLVER.MAX_ITER", "60", "SOLVER.WARMUP_ITERS", "20", *more]
     cfg = setup("ga_rpn", ["MODEL.DEVICE", "cpu", *more], "detectron2")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs, ours = build_lr_scheduler(cfg, optimizer), build_lr_schedule(cfg)
     for iteration in range(60):
         assert ours(iteration / 60) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12), iteration
-        optimizer.step()
-        theirs.step()
+        if iteration < 59:
+            optimizer.step()
+            theirs.step()
 
 
 # ---- data ------------------------------------------------------------------------------------------

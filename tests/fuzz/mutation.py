@@ -35,6 +35,23 @@ def value(rng: random.Random, old):
     return rng.choice(near)() if rng.random() < 0.6 else copy.deepcopy(rng.choice(ODD))
 
 
+def scaled(rng: random.Random, old):
+    """A value of the same kind: numbers from nothing to far too much, lists of other lengths."""
+    if isinstance(old, bool):
+        return not old
+    if isinstance(old, int):
+        return rng.choice([0, 1, 2, 3, old * 2, old // 2, old + 1, old * 1000, 10**9, 2**40, -1])
+    if isinstance(old, float):
+        return rng.choice([0.0, 0.5, 1.0, -1.0, old * 2, old / 1000, old * 1000, 1e-12, 1e12, 1e38])
+    if isinstance(old, (list, tuple)) and old:
+        k = rng.randrange(len(old))
+        return rng.choice([
+            [*old[:k], scaled(rng, old[k]), *old[k + 1 :]], [scaled(rng, item) for item in old], [*old, old[-1]],
+            list(old[:-1]), list(old[::-1]), [*old, scaled(rng, old[-1])],
+        ])  # fmt: skip
+    return value(rng, old) if rng.random() < 0.2 else old
+
+
 def tree(rng: random.Random, content):
     """A copy of nested dicts and lists with one entry replaced, left out, there twice, or under another name."""
     content = copy.deepcopy(content)

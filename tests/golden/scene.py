@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 SIZES = ((160, 192), (128, 176))  # of the images
 
@@ -15,6 +16,8 @@ def _generator(seed: int):
 
 def weight(name: str, value: torch.Tensor) -> torch.Tensor:
     """What the tensor of that name (detectron2's) is set to: large enough for every part to have something to say."""
+    if ".between." in name:  # which RPN + iterative did not have: it passes on what it gets
+        return nn.init.dirac_(torch.empty_like(value)) if value.dim() == 4 else torch.zeros_like(value)
     r = torch.randn(value.shape, generator=_generator(zlib.crc32(name.encode())))
     norm = re.search(r"(norm\.|tower\.\d+\.|subnet\.\d+\.)", name) and value.dim() == 1
     if norm or "running" in name:
@@ -88,9 +91,9 @@ WHOLE_SAMPLE = {
 SETTINGS = {"MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "MODEL.PIXEL_STD": [58.0] * 3, "INPUT.MIN_SIZE_TEST": 0}
 
 
-def build(engine, config_file, dtype=torch.float32):
+def build(engine, config_file, dtype=torch.float32, more=None):
     """A model with the weights above, and a function that puts them back (training changes BatchNorm's statistics)."""
-    options = SETTINGS | files(config_file)
+    options = SETTINGS | files(config_file) | (more or {})
     options |= {key: value for key, value in WHOLE_SAMPLE.items() if read(engine, config_file, key)}
     cfg = setup(engine, config_file, options)
     model = engine.build(cfg).to(dtype)

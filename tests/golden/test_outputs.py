@@ -54,13 +54,27 @@ def near(found, expected, **tolerance):
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), check_dtype=False, **tolerance)
 
 
+# What configurations have become since: the recommended recipe, beside which this one is to the letter; the release's
+# settings where the paper is silent, put back here; a convolution that RPN + iterative was missing.
+NOW = {"COCO-Detection/ga_faster_rcnn_R_50_FPN_1x": "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x_paper"}
+THEN = {
+    "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x": {
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.05,
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
+    }
+}
+
+
 @pytest.mark.parametrize("engine_name", ENGINES)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_outputs_are_what_they_were(name, engine_name):
     engine = get_engine(engine_name)
     exact = engine.builtin
     cfg, model, reset = scene.build(
-        engine, ROOT / "configs" / f"{name}.yaml", torch.float64 if exact else torch.float32
+        engine,
+        ROOT / "configs" / f"{NOW.get(name, name)}.yaml",
+        torch.float64 if exact else torch.float32,
+        THEN.get(name, {}),
     )
     batch, expected = scene.inputs(cfg.MODEL.LOAD_PROPOSALS), GOLDEN[name]
     losses = losses_of(engine_name, model, batch)

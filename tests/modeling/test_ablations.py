@@ -15,7 +15,7 @@ from ga_scope.modeling.guided_anchoring.losses import center_loss
 from ga_scope.modeling.pyramid import Pyramid
 from ga_scope.modeling.targets import Targets
 
-CONFIG = Path(__file__).parents[2] / "configs" / "COCO-Detection" / "ga_faster_rcnn_R_50_FPN_1x.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "COCO-Detection" / "ga_faster_rcnn_R_50_FPN_1x_paper.yaml"
 
 STRIDES, SIZE, C = (4, 8, 16, 32, 64), (64, 96), 16
 GA = "MODEL.GUIDED_ANCHORING."

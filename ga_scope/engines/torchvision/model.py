@@ -47,7 +47,7 @@ class Model(nn.Module):
 
     def preprocess(self, inputs: list[dict]) -> Images:
         """Padded to a size that the backbone's stride divides."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in inputs]
+        images = [(x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in inputs]
         multiple = self.backbone.size_divisibility
         height, width = (-(-max(i.shape[d] for i in images) // multiple) * multiple for d in (1, 2))
         batch = images[0].new_zeros(len(images), 3, height, width)
@@ -59,8 +59,9 @@ class Model(nn.Module):
         """Of the inputs, in training."""
         if not self.training:
             return None
-        boxes, classes = ([x[key].to(self.device) for x in inputs] for key in ("boxes", "labels"))
-        ignore = [x["ignore_boxes"].to(self.device) for x in inputs] if "ignore_boxes" in inputs[0] else None
+        there = {"device": self.device, "non_blocking": True}
+        boxes, classes = ([x[key].to(**there) for x in inputs] for key in ("boxes", "labels"))
+        ignore = [x["ignore_boxes"].to(**there) for x in inputs] if "ignore_boxes" in inputs[0] else None
         return Targets(boxes, classes, ignore)
 
     def forward(self, inputs: list[dict], maps: bool = False) -> Results:
