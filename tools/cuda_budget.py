@@ -17,8 +17,9 @@ elements, of the memory's rate at which columns of that type can be written or r
 shared memory and L1 allow (128 bytes a clock). mma.sync itself reaches about 62 % of the dense rate on sm_90 (Luo et
 al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", Table 7).
 
-Budgets are in benchmarks/cuda_budgets.json: measure -> most instructions on any architecture. Exceeding one is an
-error, and so is a measure without a budget.
+Budgets are in benchmarks/cuda_budgets.json: measure -> architecture -> most instructions. Exceeding one is an error,
+and so is a measure without a budget. They leave a few percent to the compiler; that of a bfloat16 step of 128 x 256 on
+sm_90 is 75 % of the dense rate.
 """
 
 import argparse
@@ -296,7 +297,7 @@ def main():
                 blocks, share = occupancy(card, registers, dynamic + fixed, threads_of(short))
                 verdict = ""
                 if not measure.peer and not args.only:
-                    limit = budgets.get(measure.name)
+                    limit = budgets.get(measure.name, {}).get(arch)
                     if limit is None:
                         verdict = "NO BUDGET"
                     elif round(count, 2) > limit:

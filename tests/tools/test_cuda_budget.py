@@ -122,7 +122,21 @@ def test_every_measure_of_ours_has_a_budget_and_no_other_does():
     import cuda_budget
 
     names = {measure.name for measure in cuda_budget.MEASURES if not measure.peer}
-    assert names == set(json.loads(cuda_budget.BUDGETS.read_text()))
+    budgets = json.loads(cuda_budget.BUDGETS.read_text())
+    assert names == set(budgets)
+    assert all(set(limits) == set(cuda_budget.CARDS) for limits in budgets.values())
+
+
+def test_budgets_keep_what_was_promised():
+    """float32 gathers: at most 3 instructions per element of 64 channels, 2.2 of 256; a bfloat16 step of 128 x 256:
+    75 % of an H100's dense rate."""
+    import cuda_budget
+
+    budgets = json.loads(cuda_budget.BUDGETS.read_text())
+    for channels, most in ((64, 3.0), (256, 2.2)):
+        assert max(budgets[f"gather, float32, {channels} channels per group"].values()) <= most
+    clocks = 128 * 256 * 64 / cuda_budget.CARDS["90"].fma
+    assert clocks / budgets["fused convolution, bfloat16, 128 x 256 x 64: step"]["90"] >= 0.75
 
 
 @pytest.mark.parametrize("limit, complaint", [(3.0, None), (2.9, "OVER THE BUDGET OF 2.9"), (None, "NO BUDGET")])
@@ -142,7 +156,7 @@ def test_a_budget_exceeded_is_an_error(monkeypatch, capsys, tmp_path, limit, com
             return program("MOV\n STG.E\n EXIT")
 
     measure = cuda_budget.Measure("a measure", "kernel", cuda_budget.Elements(1, 4 * 32))
-    (tmp_path / "budgets.json").write_text(json.dumps({} if limit is None else {"a measure": limit}))
+    (tmp_path / "budgets.json").write_text(json.dumps({} if limit is None else {"a measure": {"90": limit}}))
     monkeypatch.setattr(cuda_budget, "MEASURES", [measure])
     monkeypatch.setattr(cuda_budget, "BUDGETS", tmp_path / "budgets.json")
     monkeypatch.setattr(cuda_budget, "Kernels", Made)
