@@ -15,6 +15,8 @@ def _generator(seed: int):
 
 def weight(name: str, value: torch.Tensor) -> torch.Tensor:
     """What the tensor of that name (detectron2's) is set to: large enough for every part to have something to say."""
+    if "between" in name:  # RPN + iterative had no such convolution: this one changes nothing
+        return torch.nn.init.dirac_(value.clone()) if value.dim() == 4 else torch.zeros_like(value)
     r = torch.randn(value.shape, generator=_generator(zlib.crc32(name.encode())))
     norm = re.search(r"(norm\.|tower\.\d+\.|subnet\.\d+\.)", name) and value.dim() == 1
     if norm or "running" in name:
