@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
@@ -142,4 +142,11 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(ext_modules=[operators_extension()], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})
+# The configurations lie in one place, configs/ of the repository, and are a folder of the package once it is installed.
+setup(
+    packages=[*find_packages(include=["ga_scope*"]), "ga_scope.configs"],
+    package_dir={"ga_scope.configs": "configs"},
+    package_data={"ga_scope": ["*.so", "_build_record.json"], "ga_scope.configs": ["**/*.yaml"]},
+    ext_modules=[operators_extension()],
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
+)

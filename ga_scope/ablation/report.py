@@ -56,18 +56,22 @@ def as_dict(suite: Suite, table: Table, seeds: list[int]) -> dict:
 def as_markdown(content: dict) -> str:
     """Paper and measured side by side; percent, mean ± standard deviation over the seeds."""
     columns = list(content["rows"][0]["paper"])
+    of_paper = any(value is not None for row in content["rows"] for value in row["paper"].values())
+    how = f"Measured on {content['dataset']} with the {content['engine']} engine"
+    if of_paper:
+        how += "; the paper's numbers are COCO's, so compare the order of the rows, not the values"
+    titles = ["", *columns, "seeds", *([f"paper: {columns[0]}", *columns[1:]] if of_paper else [])]
     lines = [
         f"## {content['caption']}",
         "",
-        f"Measured on {content['dataset']} with the {content['engine']} engine; the paper's numbers are COCO's, so "
-        "compare the order of the rows, not the values. Percent; mean ± standard deviation over the seeds.",
+        f"{how}. Percent; mean ± standard deviation over the seeds.",
         "",
-        "| | " + " | ".join(columns) + " | seeds | paper: " + " | ".join(columns) + " |",
-        "| --- |" + " --- |" * (2 * len(columns) + 1),
+        f"| {' | '.join(titles)} |",
+        f"|{' --- |' * len(titles)}",
     ]
     for row in content["rows"]:
         cells = [_cell(row["measured"][c]) for c in columns]
-        paper = ["–" if row["paper"][c] is None else f"{row['paper'][c]:g}" for c in columns]
+        paper = ["–" if row["paper"][c] is None else f"{row['paper'][c]:g}" for c in columns] if of_paper else []
         seeds = " ".join(map(str, row["seeds"])) or "not run"
         lines.append("| " + " | ".join([row["label"], *cells, seeds, *paper]) + " |")
     commits = sorted({c for row in content["rows"] for c in row["commits"]})

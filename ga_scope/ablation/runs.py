@@ -55,6 +55,8 @@ class Run:
 DATASETS = {
     "coco": ("configs/COCO-Detection/{config}_R_50_FPN_{schedule}.yaml", "coco_2017_train", "coco_2017_val"),
     "shapes": ("configs/shapes/{config}_R_18_FPN.yaml", "shapes_train", "shapes_val"),
+    "bccd": ("configs/real/bccd_{config}.yaml", "bccd_trainval", "bccd_test"),
+    "neu_det": ("configs/real/neu_det_{config}.yaml", "neu_det_train", "neu_det_val"),
 }
 
 

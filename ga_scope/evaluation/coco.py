@@ -1,8 +1,8 @@
 """COCO metrics of a dataset's results, of either engine.
 
 Proposals are scored as the paper does (Table 1): class-agnostic average recall over IoU 0.50:0.05:0.95 at several
-numbers of proposals, and at 100 by object area. Boxes get COCO's average precision and recall, by pycocotools. All are
-fractions, of the file's own annotations: what was cleaned or left out for training counts here.
+numbers of proposals, and at 100 by object area and by aspect. Boxes get COCO's average precision and recall, by
+pycocotools. All are fractions, of the file's own annotations: what was cleaned or left out for training counts here.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ..data import Dataset
 from ..modeling.results import ImageResult
-from .recall import AREAS, average_recalls
+from .recall import AREAS, ASPECTS, average_recalls
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Evaluation:
             recalls = average_recalls(self._objects_and_proposals(), PROPOSAL_COUNTS)
             found |= {f"AR@{count}": recalls["all", count] for count in PROPOSAL_COUNTS}
             found |= {f"AR_{area[0].upper()}@100": recalls[area, 100] for area in AREAS if area != "all"}
+            found |= {f"AR_{aspect}@100": recalls[aspect, 100] for aspect in ASPECTS}
         counted = self._some("anchors")
         if counted:
             found["anchors_per_image"] = float(np.mean([r.anchors for r in counted]))
@@ -154,8 +155,11 @@ def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
     return coco
 
 
-def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
-    """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
+def accumulated(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict:
+    """pycocotools' ``eval``: ``precision`` (IoUs, 101 recalls, classes, areas, counts) and ``recall`` without recalls.
+
+    -1 where a class has no object.
+    """
     truth = ground_truth(dataset, one_class)
     index = {dataset.image(i)["image_id"]: i for i in range(len(dataset))}
     detections = [found | {"image_id": index[found["image_id"]]} for found in detections]
@@ -169,8 +173,13 @@ def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False
         evaluation.params.maxDets = list(DETECTION_COUNTS)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, counts)
-    recall = evaluation.eval["recall"]  # (IoUs, classes, areas, counts)
+    return evaluation.eval
+
+
+def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
+    """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
+    found = accumulated(dataset, detections, one_class)
+    precision, recall = found["precision"], found["recall"]
     values = {"AP": _mean(precision[:, :, :, 0, -1])}
     values |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, -1]) for i in (0, 5)}
     values |= {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, -1]) for a, area in enumerate(AREAS) if a}

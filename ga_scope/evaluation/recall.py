@@ -10,6 +10,8 @@ import numpy as np
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # Pixels of area; an object that lies on a border is in both ranges.
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+# The longer side by the shorter one. Guided anchors should win where no sliding one fits.
+ASPECTS = {"aspect_to_2": (1, 2), "aspect_2_to_4": (2, 4), "aspect_over_4": (4, np.inf)}
 
 
 def iou_matrix(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -48,19 +50,22 @@ def average_recalls(images, counts=(10, 100, 300, 1000)) -> dict[tuple[str, int]
         counts: of the proposals that count.
 
     Returns:
-        {(one of :data:`AREAS`, count): recall}; nan where there is no such object.
+        {(one of :data:`AREAS` or :data:`ASPECTS`, count): recall}; nan where there is no such object.
     """
-    objects, found = dict.fromkeys(AREAS, 0), dict.fromkeys(((a, c) for a in AREAS for c in counts), 0)
+    groups = [*AREAS, *ASPECTS]
+    objects, found = dict.fromkeys(groups, 0), dict.fromkeys(((g, c) for g in groups for c in counts), 0)
     for proposals, boxes, areas in images:
         overlaps = iou_matrix(proposals[: max(counts)], boxes)
-        for area, (low, high) in AREAS.items():
-            chosen = (areas >= low) & (areas <= high)
-            objects[area] += int(chosen.sum())
+        short, long = boxes[:, 2:].min(1), boxes[:, 2:].max(1)
+        aspects = np.divide(long, short, out=np.ones_like(long, dtype=np.float64), where=short > 0)
+        for group, (low, high) in (AREAS | ASPECTS).items():
+            chosen = (areas >= low) & (areas <= high) if group in AREAS else (aspects >= low) & (aspects < high)
+            objects[group] += int(chosen.sum())
             if chosen.any():
                 rank = finders(overlaps[:, chosen])
                 for count in counts:
-                    found[area, count] += int((rank < min(count, len(overlaps))).sum())
+                    found[group, count] += int((rank < min(count, len(overlaps))).sum())
     return {
-        (area, count): number / (len(IOU_THRESHOLDS) * objects[area]) if objects[area] else float("nan")
-        for (area, count), number in found.items()
+        (group, count): number / (len(IOU_THRESHOLDS) * objects[group]) if objects[group] else float("nan")
+        for (group, count), number in found.items()
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ga_scope.ablation.queue import ordered_runs
+from ga_scope.ablation.real_tables import real_tables
 from ga_scope.ablation.repeat import run_missing, run_tables
 from ga_scope.ablation.report import as_dict, as_markdown
 from ga_scope.ablation.runs import Run, RunFailed, Suite
@@ -35,7 +36,7 @@ def tool():
 
 
 def all_runs():
-    return {run for table in tables().values() for run, _ in ordered_runs(table.rows, [0])}
+    return {run for table in (tables() | real_tables()).values() for run, _ in ordered_runs(table.rows, [0])}
 
 
 def opts_of(suite, run):
@@ -70,6 +71,20 @@ def test_the_papers_numbers():
     assert known["7"].rows[-1].paper == (39.4, 59.3, 43.2)
     assert [row.paper[0] for row in known["scope1"].rows] == [35.8, 37.2, 38.0]
     assert [row.paper[2] for row in known["scope2"].rows] == [37.5, 38.9, 39.2, *[39.4] * 4, 39.5, 39.3, 39.4]
+
+
+def test_tables_on_photos(tmp_path):
+    """Each system once, from the configurations of the dataset, and no column for a paper that has no numbers."""
+    found = real_tables()
+    assert [row.label for row in found["real-proposals"].rows] == ["RPN, 3 anchors", "GA-RPN"]
+    systems = {run.config for table in found.values() for row in table.rows for run in row.runs()}
+    assert systems == {"rpn", "ga_rpn", "faster_rcnn", "ga_faster_rcnn", "retinanet", "ga_retinanet", "scopenet"}
+    for name in ("bccd", "neu_det"):
+        suite = Suite(name, tmp_path, "torchvision")
+        for system in systems:
+            assert (ROOT / suite.config(Run(system, system))).is_file()
+        text = as_markdown(as_dict(suite, found["real-proposals"], [0]))
+        assert f"Measured on {name} with the torchvision engine. Percent" in text and "paper" not in text
 
 
 def test_needed_runs_come_first(tmp_path):

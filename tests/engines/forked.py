@@ -22,6 +22,7 @@ def fork(function: Callable, *args) -> int:
     status = 1
     try:
         torch.set_num_threads(1)  # the other threads of a pool were not copied
+        torch.cuda.is_available = lambda: False  # a copy cannot use the GPU of its parent
         function(*args)
         status = 0
     except SystemExit as end:

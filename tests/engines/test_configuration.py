@@ -306,6 +306,7 @@ OF_A_WORKER = (
         (MemoryError(), "out of memory .*: try a smaller SOLVER.IMS_PER_BATCH"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory .*: try a smaller"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "out of memory .*: try a smaller"),
+        (ValueError("Expected more than 1 value per channel when training, got input size"), "^MODEL: a normalisation"),
         (OSError(28, "No space left on device", "/x"), "^/x: No space left on device$"),
         (DatasetError("a.json:\n  broken"), "^DatasetError: a.json:   broken$"),
         (DatasetError(OF_A_WORKER), "^DatasetError: a.png: missing$"),
@@ -326,6 +327,8 @@ def test_what_a_user_sees_of_an_error(error, line, debug, monkeypatch, capsys):
     assert ("Traceback" in capsys.readouterr().err) == debug
     with pytest.raises(ZeroDivisionError):
         end_well(lambda: 1 / 0)
+    with pytest.raises(ValueError, match="^invalid literal"):
+        end_well(lambda: int("x"))
 
 
 # ---- A8: keys that nothing reads ---------------------------------------------------------------------

@@ -23,6 +23,12 @@ from .test_training import assert_same, content
 from .tiny import use_tiny_model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the copies of this process need is there once."""
+    use_tiny_model(lambda *_: None)
+
+
 def tiny():
     use_tiny_model(setattr)
 
@@ -283,7 +289,7 @@ def script(tmp_path, engine, die=False):
 
 def command(arguments, folder):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ga_scope.engines import get_engine
+from ga_scope.engines import get_engine, trainer
 from ga_scope.engines.loader import WEIGHTS, Batches, seed_everything, train_loader
 from ga_scope.engines.solver import Average, build_lr_schedule, clip_gradients
 from ga_scope.engines.trainer import Trainer
@@ -113,6 +113,20 @@ def assert_resumes(name, engine, shapes, whole, parts, more):
 def test_a_resumed_run_equals_one_that_never_stopped(engine, more, shapes, whole, tmp_path):
     more = more | {"SOLVER.IMS_PER_BATCH": 4}
     assert_resumes("ga_rpn", engine, shapes, whole(engine, **more), tmp_path / "parts", more)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_scale_goes_on(engine, shapes, tmp_path, monkeypatch):
+    """float16's, here on a CPU, of a scale that doubles every other step."""
+    scaled = lambda *_: (torch.float16, torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2))  # noqa: E731
+    monkeypatch.setattr(trainer, "_precision", scaled)
+    run("ga_rpn", engine, options(shapes, tmp_path / "whole"))
+    parts = checkpoint_of(tmp_path / "whole", tmp_path / "parts")
+    run("ga_rpn", engine, options(shapes, parts), "--resume")
+    found, expected = content(parts), content(tmp_path / "whole")
+    assert_same(found, expected)
+    assert found["scaler"] == expected["scaler"] and found["scaler"]["scale"] == 4096.0
+    assert content(parts, "model_0000002")["scaler"]["scale"] == 2048.0
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -415,18 +429,36 @@ def test_a_run_that_diverges_can_go_on_with_a_lower_rate(engine, shapes, tmp_pat
 def test_after_a_step_that_is_not_finite_no_later_one_is_taken(shapes, tmp_path):
     """Where a device is a step ahead of what the host has seen, the device itself leaves the later steps out."""
     engine, cfg = get_engine("torchvision"), setup("ga_rpn", options(shapes, tmp_path))
-    trainer = Trainer(engine, cfg, engine.training_records(cfg), None)
-    batches = iter(train_loader(cfg, trainer.records, engine.mapper(cfg), trainer.seed))
-    trainer.stop = type("Stop", (), {"signal": None})()
-    trainer._step([next(batches)], 0.0)
-    before = [value.detach().clone() for value in trainer.model.parameters()]
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    batches = iter(train_loader(cfg, training.records, engine.mapper(cfg), training.seed))
+    training.stop = type("Stop", (), {"signal": None})()
+    training._step([next(batches)], 0.0)
+    before = [value.detach().clone() for value in training.model.parameters()]
     losses = engine.losses
     engine.losses = lambda *args: {k: v * float("inf") for k, v in losses(*args).items()}
-    trainer._step([next(batches)], 0.0)
+    training._step([next(batches)], 0.0)
     engine.losses = losses
-    trainer._step([next(batches)], 0.0)
-    assert all(torch.equal(value, old) for value, old in zip(trainer.model.parameters(), before))
-    assert [bool(step.values[-2]) for step in trainer.pending] == [False, True, True]
+    training._step([next(batches)], 0.0)
+    assert all(torch.equal(value, old) for value, old in zip(training.model.parameters(), before))
+    assert [bool(step.values[-2]) for step in training.pending] == [False, True, True]
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu(shapes, tmp_path):
+    """Of a model that does not: torch itself makes every wait an error."""
+    engine, cfg = get_engine("torchvision"), setup("ga_rpn", options(shapes, tmp_path, **{"MODEL.DEVICE": "cuda"}))
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    batches = iter(train_loader(cfg, training.records, engine.mapper(cfg), training.seed))
+    training.stop = type("Stop", (), {"signal": None})()
+    training._step([next(batches)], 0.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            training._step([next(batches)], 0.0)
+            training._look_at(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(training.pending) == 1
 
 
 # ---- the best, and the end -------------------------------------------------------------------------
@@ -500,12 +532,12 @@ def test_the_whole_models_norm_is_clipped_in_training(engine, shapes, tmp_path, 
             "SOLVER.BASE_LR": 0.01, "SOLVER.WARMUP_ITERS": 0, "SOLVER.WEIGHT_DECAY_NORM": 0.0,
             "SOLVER.CLIP_GRADIENTS.ENABLED": True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
             "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.25}  # fmt: skip
-    engine, cfg = get_engine(engine), None
+    engine = get_engine(engine)
     cfg = engine.setup(config("ga_rpn"), options(shapes, tmp_path, **more))
-    trainer = Trainer(engine, cfg, engine.training_records(cfg), None)
-    before = torch.cat([value.detach().flatten().clone() for value in trainer.trained])
-    trainer.train()
-    moved = torch.cat([value.detach().flatten() for value in trainer.trained]) - before
+    training = Trainer(engine, cfg, engine.training_records(cfg), None)
+    before = torch.cat([value.detach().flatten().clone() for value in training.trained])
+    training.train()
+    moved = torch.cat([value.detach().flatten() for value in training.trained]) - before
     assert float(moved.double().norm()) == pytest.approx(0.01 * 0.25, rel=1e-3)
 
 
@@ -516,7 +548,8 @@ def test_the_average_is_its_definition(engine, shapes, tmp_path):
             "SOLVER.WARMUP_ITERS": 0}  # fmt: skip
     run("ga_rpn", engine, options(shapes, tmp_path, **more))
     seed_everything(0, WEIGHTS)
-    expected = {k: v.detach().clone() for k, v in get_engine(engine).build(None).state_dict().items()}
+    fresh = get_engine(engine).build(setup("ga_rpn", ["MODEL.DEVICE", "cpu"]))
+    expected = {key: value.detach().clone() for key, value in fresh.state_dict().items()}
     for step in ("model_0000000", "model_0000001", "model_final"):
         for key, value in content(tmp_path, step)["model"].items():
             expected[key] = 0.8 * expected[key] + 0.2 * value

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
+from torchvision.ops import box_iou
 
-from .conftest import ENGINES, overrides, run
+from ga_scope import Detector
+
+from .conftest import ENGINES, config, overrides, run
 from .test_training import assert_resumes
 
 MODELS = [
@@ -27,6 +31,22 @@ def test_a_resumed_run_of_a_detector_equals_one_that_never_stopped(name, engine,
     """With what each model keeps of its batches: RetinaNet an average of its positives."""
     run(name, engine, options(shapes, tmp_path / "whole", **more))
     assert_resumes(name, engine, shapes, tmp_path / "whole", tmp_path / "parts", more)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_precision_of_the_evaluation(engine, precision, shapes, random_rpn):
+    """Of the convolutions; anchors and results have float32, and are about those of float32."""
+    seen, found = [], []
+    for kind in ("float32", precision):
+        detector = Detector(config("ga_rpn"), overrides=[*random_rpn, "TEST.PRECISION", kind], engine=engine)
+        detector.model.backbone.register_forward_hook(lambda *args: seen.append(args[2]["p3"].dtype))
+        found.append(detector(str(next((shapes / "val").glob("*.jpg")))))
+    assert seen == [torch.float32, getattr(torch, precision)]
+    exact, half = found
+    assert half.proposals.dtype == torch.float32 and abs(len(half.proposals) - len(exact.proposals)) < 100
+    best, others = exact.proposals[:10].double(), half.proposals.double()
+    assert box_iou(best, others).max(1).values.min() > (0.999 if precision == "float32" else 0.8)
 
 
 def test_the_average_is_what_is_evaluated(shapes, tmp_path):

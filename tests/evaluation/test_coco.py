@@ -21,6 +21,8 @@ from .truth import LARGE, MEDIUM, SMALL, dataset, detected, proposed, record, xy
 
 BOXES_METRICS = {"AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "box_AR@1", "box_AR@10", "box_AR@100", "AP-a", "AP-b"}
 
+BY_ASPECT = {"AR_aspect_to_2@100", "AR_aspect_2_to_4@100", "AR_aspect_over_4@100"}
+
 
 def evaluated(*records, results, **more):
     """The metrics of results by image id."""
@@ -38,6 +40,7 @@ def test_perfect_results():
     names = {"AR@10", "AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "AR_L@100"} | BOXES_METRICS - {"box_AR@1"}
     for name in names:
         assert metrics[name] == pytest.approx(1.0), name
+    names |= BY_ASPECT
     assert metrics["anchors_per_image"] == 50 and metrics["active_fraction"] == 0.25
     assert set(metrics) == names | {"anchors_per_image", "active_fraction", "box_AR@1"}
 
@@ -50,6 +53,17 @@ def test_recall_is_averaged_over_thresholds_and_limited_by_count():
     assert metrics["AR@100"] == pytest.approx(0.5) and metrics["AR@10"] == 0
     assert metrics["AR_L@100"] == pytest.approx(0.5) and math.isnan(metrics["AR_S@100"])
     assert "AP" not in metrics
+
+
+def test_recall_by_aspect():
+    """Of the longer side by the shorter one, whichever that is: 2 and 4 belong to the range above them."""
+    long, tall, square = (0, 0, 100, 20), (150, 0, 20, 60), (0, 50, 40, 30)
+    border = (200, 0, 20, 80)
+    metrics = evaluated(record(1, [long, tall, square, border]), results={1: proposed([long, square])})
+    assert metrics["AR_aspect_to_2@100"] == 1 and metrics["AR_aspect_2_to_4@100"] == 0
+    assert metrics["AR_aspect_over_4@100"] == pytest.approx(0.5)
+    metrics = evaluated(record(1, [square]), results={1: proposed([square])})
+    assert math.isnan(metrics["AR_aspect_over_4@100"]) and metrics["AR_aspect_to_2@100"] == 1
 
 
 def test_proposals_are_taken_in_the_order_of_their_logits():
@@ -102,7 +116,7 @@ def test_an_image_without_a_result_counts():
 def test_metrics_are_those_of_what_the_model_makes():
     assert set(evaluated(record(1, [MEDIUM]), results={1: detected([])})) == BOXES_METRICS
     proposals = set(evaluated(record(1, [MEDIUM]), results={1: proposed([])}))
-    assert proposals == {"AR@10", "AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "AR_L@100"}
+    assert proposals == {"AR@10", "AR@100", "AR@300", "AR@1000", "AR_S@100", "AR_M@100", "AR_L@100", *BY_ASPECT}
 
 
 def test_one_class_has_no_list_of_classes():

@@ -4,6 +4,7 @@ import argparse
 import resource
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -19,7 +20,9 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--chunk", type=int, default=100, help="inputs between two lines of output")
     parser.add_argument("--gigabytes", type=int, default=10, help="of memory that the process may ask for")
+    parser.add_argument("--train-every", type=int, default=1, help="of the configurations, one of so many is trained")
     args = parser.parse_args()
+    KINDS["configurations"] = partial(campaigns.configurations, train_every=args.train_every)
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_AS, (args.gigabytes << 30,) * 2)
     faults = 0
@@ -31,7 +34,7 @@ def main():
             total.faults += found.faults
             for fault in found.faults:
                 print(fault, flush=True)
-        print(f"{kind}: {total.as_text()}; {time.time() - began:.0f} s", flush=True)
+            print(f"{kind}: {total.as_text()}; {time.time() - began:.0f} s", flush=True)
         faults += len(total.faults)
     sys.exit(1 if faults else 0)
 

@@ -163,7 +163,11 @@ def _annotation_file(path, folder, extras):
             assert right and 0 <= annotation["category_id"] < len(dataset.classes), record
     if extras:
         dataset.outlined()
-    given = json.loads(path.read_bytes()).get("annotations") or []
+    content = path.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):  # in a text that nobody asks for
+        content = content.decode(json.detect_encoding(content), "surrogatepass")
+    text = content if isinstance(content, str) else content.decode(errors="replace")
+    given = json.loads(text).get("annotations") or []
     table = dataset.annotations
     left_out = sum(int(n) for n in re.findall(r"(\d+) with [^;]*\(left out\)", " ".join(said)))
     assert int(table.usable.sum()) + left_out == len(given), (int(table.usable.sum()), len(given), said)
@@ -401,12 +405,12 @@ def _configuration(rng, base: Path, folder: Path):
     names = [name for name in flat(cfg) if name in SCHEMA.keys]
     if rng.random() < 0.9:
         names = [name for name in names if SCHEMA.is_read(cfg, name)]
-    for _ in range(rng.choice([1, 1, 2, 3])):
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
         name = rng.choice(names)
         choices = SCHEMA.keys[name].check.choices
         if choices and rng.random() < 0.5:
             mutated[name] = rng.choice(choices)
-        elif rng.random() < 0.5:
+        elif rng.random() < 0.7:
             mutated[name] = mutation.scaled(rng, get(cfg, name))
         else:
             mutated[name] = mutation.value(rng, get(cfg, name))

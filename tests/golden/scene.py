@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 SIZES = ((160, 192), (128, 176))  # of the images
 
@@ -15,8 +16,8 @@ def _generator(seed: int):
 
 def weight(name: str, value: torch.Tensor) -> torch.Tensor:
     """What the tensor of that name (detectron2's) is set to: large enough for every part to have something to say."""
-    if "between" in name:  # RPN + iterative had no such convolution: this one changes nothing
-        return torch.nn.init.dirac_(value.clone()) if value.dim() == 4 else torch.zeros_like(value)
+    if ".between." in name:  # which RPN + iterative did not have: it passes on what it gets
+        return nn.init.dirac_(torch.empty_like(value)) if value.dim() == 4 else torch.zeros_like(value)
     r = torch.randn(value.shape, generator=_generator(zlib.crc32(name.encode())))
     norm = re.search(r"(norm\.|tower\.\d+\.|subnet\.\d+\.)", name) and value.dim() == 1
     if norm or "running" in name:

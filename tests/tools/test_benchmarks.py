@@ -21,7 +21,10 @@ BENCHMARKS = {
     "nms_mask": {"ga_scope", "torchvision"},
     "ga_head": {"GA-RPN", "GA-RPN without conv, channels_last", "torchvision RPN", "GA-RPN, batch 8"},
     "training_step": {"GA-RPN", "GA-RPN without conv", "torchvision RPN"},
-    "inference": {"GA-Faster R-CNN", "Faster R-CNN"},
+    "inference": {
+        *("GA-Faster R-CNN", "GA-Faster R-CNN, optimized", "Faster R-CNN", "torchvision Faster R-CNN"),
+        *("ScopeNet", "ScopeNet, optimized", "torchvision FCOS"),
+    },
 }
 
 

@@ -164,6 +164,12 @@ def test_wheel_of_the_sdist(sdist, tmp_path):
     (site / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+        (entries,) = [archive.read(n).decode() for n in archive.namelist() if n.endswith("entry_points.txt")]
+    assert "ga-scope = ga_scope.cli.main:main" in entries
+    # The configurations lie in the repository once, and in the package.
+    ours = {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
+    assert {p.relative_to(site / "ga_scope/configs") for p in (site / "ga_scope/configs").rglob("*")} >= ours
+    assert not list(site.glob("configs")) and not list(site.glob("tests"))
     assert (site / "ga_scope" / "_operators.so").stat().st_size < 2e6
     code = """
 import torch, ga_scope.ops
@@ -177,3 +183,19 @@ print(ga_scope.ops._library.build_record()["compiler"])
         [venv / "bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr
+    code = """
+import sys
+from ga_scope.cli.main import main
+from ga_scope.config.files import read_yaml
+main(["configs", "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x"])
+bases, own = read_yaml("COCO-Detection/ga_faster_rcnn_R_50_FPN_1x")
+main(["train", "--config", "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x", "--engine", "torchvision",
+      "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", "run"])
+"""
+    ran = subprocess.run(
+        [venv / "bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    path = site / "ga_scope/configs/COCO-Detection/ga_faster_rcnn_R_50_FPN_1x.yaml"
+    assert ran.stdout.splitlines()[0] == str(path), ran.stderr
+    # All that is missing for a training is COCO.
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith("DatasetError: datasets/coco/annotations/")

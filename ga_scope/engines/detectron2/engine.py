@@ -159,12 +159,8 @@ class Detectron2Engine(Engine):
 
     def losses(self, model, inputs, iteration):
         self._storage.iter = iteration
-        device = next(model.parameters()).device
-        moved = ("image", "instances", "proposals")  # detectron2 itself would wait for each
-        inputs = [
-            x | {key: x[key].to(device, non_blocking=True) for key in moved if hasattr(x.get(key), "to")}
-            for x in inputs
-        ]
+        device = next(model.parameters()).device  # detectron2 itself would wait for each image's copy
+        inputs = [x | {"image": x["image"].to(device, non_blocking=True)} for x in inputs]
         found = model(inputs)
         return found if isinstance(found, dict) else {"loss": found}
 
