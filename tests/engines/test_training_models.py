@@ -14,7 +14,7 @@ from .test_training import assert_resumes, options
 MODELS = [
     ("ga_faster_rcnn", {"DATALOADER.NUM_WORKERS": 2, "SEED": -1}),
     ("retinanet", {"SOLVER.OPTIMIZER": "SGD", "MODEL_EMA.ENABLED": True, "MODEL_EMA.DECAY": 0.9}),
-    ("scopenet", {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
+    ("scopenet", {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.IMS_PER_BATCH": 4}),
 ]  # fmt: skip
 
 
