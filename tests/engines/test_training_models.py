@@ -49,7 +49,7 @@ def test_the_average_is_what_is_evaluated(shapes, tmp_path):
     found = run("rpn", "torchvision", options(shapes, tmp_path, **more))[name]
     for weights, same in (("model_final_ema.pth", True), ("model_final.pth", False)):
         opts = options(
-            shapes, tmp_path / weights, **{"DATASETS.TEST": (name,), "MODEL.WEIGHTS": str(tmp_path / weights)}
+            shapes, tmp_path / "eval" / weights, **{"DATASETS.TEST": (name,), "MODEL.WEIGHTS": str(tmp_path / weights)}
         )
         again = run("rpn", "torchvision", opts, "--eval-only")[name]
         assert (json.dumps(again) == json.dumps(found)) == same
