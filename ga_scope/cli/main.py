@@ -9,10 +9,12 @@ from .common import end_well
 
 COMMANDS = {
     "import": "a data set in Pascal VOC, YOLO or COCO format into this project's layout",
+    "fit": "a detector of your own things: settings that follow from the data, training, report",
     "check": "look at a configuration, its data and its weights before hours of training",
     "train": "train a model, and evaluate it",
     "evaluate": "metrics of a trained model on DATASETS.TEST",
     "predict": "detections of photos, folders, videos, cameras: pictures, JSON, CSV",
+    "export": "a trained model as a file for other programs: ONNX, torch.export, AOTInductor",
     "report": "one HTML file of a run, or of two to compare",
     "explain": "what a key means; or where a trained model loses the objects",
     "visualize": "pictures of a dataset: locations, anchors, proposals, detections, objects",
@@ -52,6 +54,8 @@ def command_of(name: str) -> Callable:
     match name:
         case "import":
             from .importing import main as command
+        case "fit":
+            from .fit import main as command
         case "check":
             from .check import main as command
         case "train":
@@ -60,6 +64,8 @@ def command_of(name: str) -> Callable:
             from .train import evaluate as command
         case "predict":
             from .predict import main as command
+        case "export":
+            from .export import main as command
         case "report":
             from .report import main as command
         case "explain":
