@@ -5,7 +5,8 @@
 # make lint    ruff and clang-format
 # make docs    the site: output/docs/index.html; a warning or a dead link within it is an error
 # make linkcheck  its links to other places (a network)
-# make cuda-check  compiles the CUDA kernels for every architecture; fails on spilled registers (a toolkit, no GPU)
+# make cuda-check  compiles the CUDA kernels for every architecture; fails on spilled registers, and on hot loops that
+#              need more instructions than benchmarks/cuda_budgets.json allows (a toolkit, no GPU)
 # make gpu-check   all that needs a GPU: tests, sanitizers, benchmarks, short trainings (tools/gpu_check.sh)
 # make install what all of them do first: a virtual environment with pinned versions, and the operators.
 #              Redone when its inputs change. PYTHON=/path/to/python installs into an environment that has torch.
@@ -71,7 +72,9 @@ format: install
 	$(dir $(PY))clang-format -i $(shell find csrc -type f)
 
 cuda-check: install
+	$(PY) -m pip install --quiet -c constraints.txt nvidia-cuda-nvdisasm nvidia-cuda-cuobjdump
 	$(PY) tools/check_cuda_build.py --output benchmarks/results/cuda_build.txt
+	$(PY) tools/cuda_budget.py --output benchmarks/results/cuda_budget.txt
 
 gpu-check: install
 	tools/gpu_check.sh --python $(PY)

@@ -20,7 +20,7 @@ def __getattr__(name):
 
         return optimize_for_inference
     if name == "fit":
-        from .fit import fit
+        from .fitting import fit
 
         return fit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,22 +1,19 @@
-"""``fit``: a detector of one's own things in one command."""
+"""``fit``: a detector of one's own things."""
 
-from pathlib import Path
-
-from ..evaluation import report
-from ..fit import SYSTEMS, as_text, fit
+from ..fitting import SYSTEMS, fit
 from .common import add_engine, parse, plain_parser
-from .report import main as write_report
 
-HELP = """Trains a detector of your own things: settings follow from the data, by rules that are printed.
+HELP = """Trains a detector on a data set of your own, a few hundred photos say, in one call.
 
-Number of classes, size of the input, sizes of the anchors, augmentation and schedule are chosen; the best weights are
-kept and evaluated; OUTPUT gets a configuration and a checkpoint like any other, and report.html. KEY VALUE pairs at the
-end stand over what follows from the data. `ga-scope import` makes the annotation files from Pascal VOC and YOLO.
+Input size, sizes of anchors, augmentation and schedule follow from the images and objects; each setting is printed with
+its reason. The weights of the best evaluation are kept (model_best.pth), beside a configuration like any other
+(config.yaml): `ga-scope predict --run`, `report` and `export` take the folder. KEY VALUE pairs at the end override what
+follows from the data.
 
 Examples:
-  ga-scope fit --train datasets/bccd/annotations/instances_train.json datasets/bccd/images \\
-      --val datasets/bccd/annotations/instances_val.json datasets/bccd/images --output output/bccd
-  ga-scope predict photos/ --run output/bccd --output found
+  ga-scope fit --train train.json images --val val.json images --output output/mine
+  ga-scope fit --train train.json images --val val.json images --system scopenet --backbone convnext_tiny
+  ga-scope fit --train train.json images --val val.json images SOLVER.MAX_ITER 300 INPUT.RANDOM_FLIP both
 
 Exit status: 0, or 1 after one line that says what is wrong.
 """
@@ -24,19 +21,16 @@ Exit status: 0, or 1 after one line that says what is wrong.
 
 def main(argv=None, prog=None):
     parser = plain_parser(HELP, prog)
-    for name, what in (("train", "to learn from"), ("val", "to evaluate on")):
-        parser.add_argument(
-            f"--{name}", required=True, nargs=2, metavar=("JSON", "FOLDER"), help=f"annotations and images {what}"
-        )
+    for name, words in (("train", "learn from"), ("val", "evaluate on")):
+        parser.add_argument(f"--{name}", nargs=2, required=True, metavar=("JSON", "FOLDER"),
+                            help=f"annotations in COCO's format and images to {words}")  # fmt: skip
     parser.add_argument("--system", choices=SYSTEMS, default="ga_faster_rcnn", help="default: %(default)s")
-    parser.add_argument("--backbone", default="lite0", help="lite0, or a model of timm (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output/fit"), help="folder (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT")
+    parser.add_argument(
+        "--backbone", default="lite0", help="lite0, whose weights a package brings, or a model of timm (default: lite0)"
+    )
+    parser.add_argument("--output", default="output/fit", metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in the output folder")
     add_engine(parser)
-    args = parse(parser, argv)
-    fitted = fit(
-        args.train, args.val, args.system, args.backbone, args.output, args.opts, args.engine, args.resume
-    )  # fmt: skip
-    print(f"settings that followed from the data:\n{as_text(fitted.rules)}")
-    report(fitted.metrics, args.output)
-    write_report([str(args.output), "--engine", args.engine])
+    args = parse(parser, argv, text="over what follows from the data, as SOLVER.MAX_ITER 300")
+    fitted = fit(args.train, args.val, args.system, args.backbone, args.output, args.opts, args.engine, args.resume)
+    print(f"{fitted.config}\n{fitted.weights}")

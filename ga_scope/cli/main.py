@@ -9,12 +9,12 @@ from .common import end_well
 
 COMMANDS = {
     "import": "a data set in Pascal VOC, YOLO or COCO format into this project's layout",
-    "fit": "a detector of your own things: settings that follow from the data, training, report",
+    "fit": "a detector of your own things in one call: settings, training, evaluation",
     "check": "look at a configuration, its data and its weights before hours of training",
     "train": "train a model, and evaluate it",
     "evaluate": "metrics of a trained model on DATASETS.TEST",
     "predict": "detections of photos, folders, videos, cameras: pictures, JSON, CSV",
-    "export": "a trained model as a file for other programs: ONNX, torch.export, AOTInductor",
+    "export": "a trained model as torch.export, AOTInductor or ONNX file",
     "report": "one HTML file of a run, or of two to compare",
     "explain": "what a key means; or where a trained model loses the objects",
     "visualize": "pictures of a dataset: locations, anchors, proposals, detections, objects",

@@ -1,6 +1,8 @@
 """All of tests/engines/test_killed.py: ``python -m tests.engines.kill ENGINE [KILLS]``, half of them in a save."""
 
+import itertools
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -25,13 +27,16 @@ def main(engine, kills=20, seed=0):
         began = time.monotonic()
         trained(engine, shapes, folder / "whole")
         seconds = time.monotonic() - began
-        for number in range(kills):
-            saving = number % 2 == 1
+        for number in itertools.count():
+            if hits == kills:
+                break
+            saving = hits % 2 == 1
             hit = kill_and_resume(engine, shapes, folder / str(number), generator, saving, seconds)
             assert_same(content(folder / str(number)), content(folder / "whole"))
+            shutil.rmtree(folder / str(number))
             hits += hit
             print(f"{number + 1}: {'in a save' if saving else 'between'}, {'killed' if hit else 'was over'}: equal")
-    print(f"{engine}: {kills} of {kills} end in an undisturbed run's weights, {hits} killed on the way (seed {seed})")
+    print(f"{engine}: {kills} killed runs, each resumed to an undisturbed run's weights (seed {seed})")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,14 @@ from torchvision.ops import box_iou
 
 from ga_scope import Detector
 
-from .conftest import ENGINES, config, overrides, run
-from .test_training import assert_resumes
+from .conftest import ENGINES, config, run
+from .test_training import assert_resumes, options
 
 MODELS = [
     ("ga_faster_rcnn", {"DATALOADER.NUM_WORKERS": 2, "SEED": -1}),
     ("retinanet", {"SOLVER.OPTIMIZER": "SGD", "MODEL_EMA.ENABLED": True, "MODEL_EMA.DECAY": 0.9}),
     ("scopenet", {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
 ]  # fmt: skip
-
-
-def options(shapes, output, **more):
-    return overrides(
-        shapes, output, **({"SOLVER.MAX_ITER": 5, "SOLVER.CHECKPOINT_PERIOD": 3, "DATASETS.TEST": ()} | more)
-    )
 
 
 @pytest.mark.slow

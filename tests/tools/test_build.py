@@ -25,10 +25,11 @@ def load_tool(name):
     return module
 
 
-def fake_nvcc(folder, top):
+def fake_nvcc(folder, top, version="13.0"):
     """A wrapper as nvcc on PATH often is: somewhere else than the toolkit, which its dry run names."""
     nvcc = folder / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho '#$ _SPACE_= '\necho '#$ TOP={top}' >&2\n")
+    release = f"Cuda compilation tools, release {version}, V{version}.48"
+    nvcc.write_text(f"#!/bin/sh\necho '#$ _SPACE_= '\necho '#$ TOP={top}' >&2\necho '{release}'\n")
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
     return nvcc
 
@@ -74,6 +75,24 @@ def test_architectures_without_the_needed_instructions_are_refused():
         [sys.executable, "setup.py", "--name"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert result.returncode != 0 and "TORCH_CUDA_ARCH_LIST: expected 8.0 and above, got 7.5" in result.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+@pytest.mark.parametrize(
+    "version, expected",
+    [("12.6", "8.0;8.6;8.9;9.0+PTX"), ("12.8", "8.0;8.6;8.9;9.0+PTX;10.0;12.0"), ("13.0", None), ("12.10", None)],
+)
+def test_architectures_that_the_toolkit_knows(tmp_path, version, expected):
+    """Those of the newest GPUs came with CUDA 12.8; older GPUs are compiled for by all."""
+    (tmp_path / "bin").mkdir()
+    fake_nvcc(tmp_path / "bin", tmp_path, version)
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}
+    environment |= {"GA_SCOPE_WITH_CUDA": "1", "CUDA_HOME": str(tmp_path)}
+    code = "from distutils.core import run_setup; run_setup('setup.py', ['--name'], stop_after='init')"
+    code += "\nimport os; print(os.environ['TORCH_CUDA_ARCH_LIST'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == (expected or "8.0;8.6;8.9;9.0+PTX;10.0;12.0")
 
 
 EXTENSION = """
