@@ -62,8 +62,8 @@ def read_yaml(path, _chain: tuple[Path, ...] = (), beside: Path | None = None) -
         raise
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except Exception as error:  # yaml's own, and what its tags raise for values that they do not fit
         raise ConfigError(f"{path}: not a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content:

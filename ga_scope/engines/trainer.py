@@ -234,6 +234,7 @@ class Trainer:
         shared = torch.cat([numbers, wrong[None].float(), stop])
         if processes.world() > 1:
             dist.all_reduce(shared)
+            self._share_carried()
         # Under a loss scale gradients may overflow now and then: the scaler leaves the step out and halves the scale.
         wrong = shared[-2] > 0 if self.scaler.is_enabled() else (shared[-2] > 0) | ~norm.isfinite()
         self.broken.copy_(torch.maximum(self.broken, wrong.float()))
@@ -256,6 +257,16 @@ class Trainer:
         self.pending.append(
             _Step(iteration, ["total_loss", *names, "grad_norm"], host, ready, values, files, rate, waited)
         )
+
+    def _share_carried(self):
+        """The processes' mean in all of them: a checkpoint has one value, and a resumed run goes on with that."""
+        carried = self.engine.carried_state(self.model)
+        if carried:
+            values = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in carried.values()]
+            )
+            dist.all_reduce(values)
+            self.engine.carry(self.model, dict(zip(carried, values / processes.world())))
 
     def _backward(self, iteration, parts) -> dict[str, Tensor]:
         """The gradients of a step; its losses, the means of its parts."""

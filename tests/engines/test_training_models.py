@@ -14,7 +14,7 @@ from .test_training import assert_resumes, options
 MODELS = [
     ("ga_faster_rcnn", {"DATALOADER.NUM_WORKERS": 2, "SEED": -1}),
     ("retinanet", {"SOLVER.OPTIMIZER": "SGD", "MODEL_EMA.ENABLED": True, "MODEL_EMA.DECAY": 0.9}),
-    ("scopenet", {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
+    ("scopenet", {"SOLVER.ACCUMULATION_STEPS": 2, "SOLVER.IMS_PER_BATCH": 4}),
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_the_average_is_what_is_evaluated(shapes, tmp_path):
     found = run("rpn", "torchvision", options(shapes, tmp_path, **more))[name]
     for weights, same in (("model_final_ema.pth", True), ("model_final.pth", False)):
         opts = options(
-            shapes, tmp_path / weights, **{"DATASETS.TEST": (name,), "MODEL.WEIGHTS": str(tmp_path / weights)}
+            shapes, tmp_path / "eval" / weights, **{"DATASETS.TEST": (name,), "MODEL.WEIGHTS": str(tmp_path / weights)}
         )
         again = run("rpn", "torchvision", opts, "--eval-only")[name]
         assert (json.dumps(again) == json.dumps(found)) == same
