@@ -2,17 +2,14 @@
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import types
 
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
-import ga_scope.ops._library
 from ga_scope import Detector
 from ga_scope.errors import ConfigError
 from ga_scope.export import export, read_description
@@ -121,37 +118,11 @@ def test_a_program_of_torch_and_its_description(tmp_path):
     assert_same(found, eager(model, pixels, sizes, ["boxes", "scores", "classes", "count"]))
 
 
-@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_a_compiled_package_in_a_program_without_python(options, pictures, tmp_path):
-    path = tmp_path / "model.pt2"
-    write("aoti", path, options)
-    build = tmp_path / "build"
-    configure = ["cmake", "-S", ROOT / "examples" / "cpp", "-B", build, f"-DTORCH={os.path.dirname(torch.__file__)}"]
-    for command in (configure, ["cmake", "--build", build]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
-    library = next(p for p in sorted(os.listdir(os.path.dirname(torchvision.__file__))) if p.startswith("_C"))
-    libraries = [ga_scope.ops._library.LIBRARY, os.path.join(os.path.dirname(torchvision.__file__), library)]
-    for picture in pictures:
-        ppm = tmp_path / "picture.ppm"
-        Image.open(picture).convert("RGB").resize((300, 170)).save(ppm)
-        command = [build / "predict", path, ppm, "0", *libraries]
-        environment = {**os.environ, "LD_DEBUG": "files"}  # the loader names every library on stderr
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, result.stderr[-2000:]
-        assert "libtorch_cpu" in result.stderr and "libpython" not in result.stderr
-        rows = [line.split() for line in result.stdout.splitlines()]
-        found = as_batch([(row[0], float(row[1]), [float(side) for side in row[2:]]) for row in rows])
-        assert_same(found, expected(options, str(ppm)))
-
-
-def test_what_cannot_be_written(options, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"output: expected a name that ends in .pt2 for an AOTInductor package"):
-        write("aoti", tmp_path / "model.so", options)
+def test_what_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"format onnx: needs onnx, which is not installed: pip install ga_scope"):
         export(types.SimpleNamespace(), "onnx", tmp_path / "model.onnx")
-    with pytest.raises(ConfigError, match="format: expected pt2, aoti, onnx, got 'tflite'"):
+    with pytest.raises(ConfigError, match="format: expected pt2, onnx, got 'tflite'"):
         export(types.SimpleNamespace(), "tflite", tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 
