@@ -9,7 +9,7 @@ The CPU kernels are always built. ``GA_SCOPE_WITH_CUDA`` decides on the CUDA ker
           GPU, for whose architecture alone they are then compiled, or ``TORCH_CUDA_ARCH_LIST``. A machine without
           a GPU does not wait minutes for kernels that it cannot run. GPUs below compute capability 8.0 (Ampere) have
           none.
-``1``     built for ``TORCH_CUDA_ARCH_LIST``, by default ``DEFAULT_CUDA_ARCH_LIST``; an error if impossible.
+``1``     built for ``TORCH_CUDA_ARCH_LIST``, by default ``default_architectures``; an error if impossible.
 ``0``     not built.
 
 ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as for any torch extension ("9.0" or "8.0;9.0+PTX").
@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
@@ -37,8 +37,13 @@ from cuda_toolkit import find_cuda_toolkit, toolkit_version  # noqa: E402
 
 TORCH_TARGET = "2.10"
 TORCH_TARGET_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-DEFAULT_CUDA_ARCH_LIST = "8.0;8.6;8.9;9.0+PTX"
 LEAST_CUDA_CAPABILITY = (8, 0)  # cp.async, and tensor cores for bfloat16 and tf32
+
+
+def default_architectures(toolkit):
+    """Those that a toolkit knows of 8.0 to 12.0; later GPUs compile the PTX."""
+    known = tuple(int(part) for part in toolkit_version(toolkit).split("."))
+    return "8.0;8.6;8.9;9.0+PTX" + (";10.0;12.0" if known >= (12, 8) else "")
 
 
 def choose_cuda():
@@ -66,7 +71,7 @@ def choose_cuda():
         problem = f"torch {torch.__version__} was built without CUDA: install a CUDA build of torch first"
     if problem and wish == "1":
         sys.exit(f"GA_SCOPE_WITH_CUDA=1, but {problem}")
-    return (None, None) if problem else (toolkit, architectures or DEFAULT_CUDA_ARCH_LIST)
+    return (None, None) if problem else (toolkit, architectures or default_architectures(toolkit))
 
 
 SIMULATED_GRID = os.environ.get("GA_SCOPE_SIMULATED_GRID") == "1"
@@ -88,7 +93,10 @@ def operators_extension():
     # c++2a is what compilers called C++20 before it was out.
     cxx = ["-O3", "-g0", "-std=c++2a", "-fvisibility=hidden", "-ffp-contract=fast", TORCH_TARGET_FLAG]
     cxx += shlex.split(os.environ.get("CFLAGS", ""))
-    nvcc = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
+    # -lineinfo: sanitizers and profilers name the source line.
+    nvcc = ["-O3", "-std=c++20", "-lineinfo", "-Xcompiler", "-fvisibility=hidden", TORCH_TARGET_FLAG]
+    if SIMULATED_GRID:
+        cxx += ["-U_FORTIFY_SOURCE"]  # its longjmp refuses to change stacks
     files = sources("csrc/*.cpp", "csrc/testing/*.cpp" if SIMULATED_GRID else "csrc/cpu/*.cpp")
     includes, directories = include_paths("cpu"), library_paths("cpu")
     # Only what every torch build has: the same library then loads with and without CUDA. The CUDA runtime is
@@ -142,4 +150,11 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(ext_modules=[operators_extension()], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})
+# The configurations lie in one place, configs/ of the repository, and are a folder of the package once it is installed.
+setup(
+    packages=[*find_packages(include=["ga_scope*"]), "ga_scope.configs"],
+    package_dir={"ga_scope.configs": "configs"},
+    package_data={"ga_scope": ["*.so", "_build_record.json"], "ga_scope.configs": ["**/*.yaml"]},
+    ext_modules=[operators_extension()],
+    cmdclass={"build_ext": Build, "bdist_wheel": Wheel},
+)

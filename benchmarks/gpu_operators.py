@@ -5,13 +5,18 @@
 Medians of CUDA-event times over several input sets, the sets in turns so that none sits in the L2 cache. The
 feature maps are those of an 800 x 1344 image (strides 4 to 64, 89,523 locations), 256 channels, 4 offset groups.
 The floor is the arithmetic alone at --tflops (bfloat16, dense; 790 was measured on an H200).
+
+At the end of the table stand the bars (BARS), each met, missed or not measured; they are there from the first row on,
+whatever stops the run.
 """
 
 import argparse
+import contextlib
 import functools
 import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +31,65 @@ CHANNELS, OFFSET_GROUPS = heads.CHANNELS, 4
 DEVICE = "cuda"  # a test of this file has none
 LOCATIONS = sum(h * w for h, w in SIZES)
 FLOP_PER_LOCATION = 2 * 9 * CHANNELS * CHANNELS
+BATCHES = (1, 16)
+# dtype, and whether torch may round float32 to tf32.
+PRECISIONS = {
+    "bf16": (torch.bfloat16, False),
+    "fp16": (torch.float16, False),
+    "tf32": (torch.float32, True),
+    "fp32": (torch.float32, False),
+}
+
+
+class Bar(NamedTuple):
+    """What a figure is held to. ``least``: the bar is a minimum."""
+
+    bar: float
+    dream: float | None = None
+    least: bool = False
+    unit: str = "x"
+
+    def line(self, figure):
+        sign = ">=" if self.least else "<="
+        dream = "" if self.dream is None else f"{sign} {self.dream:g} {self.unit}"
+        bar = f"{sign} {self.bar:g} {self.unit}"
+        if figure is None:
+            return f"{'-':>10} {bar:>12} {dream:>12}  not measured"
+        met = figure >= self.bar if self.least else figure <= self.bar
+        return f"{f'{figure:.2f} {self.unit}':>10} {bar:>12} {dream:>12}  {'met' if met else 'MISSED'}"
+
+
+BARS = {
+    "dense, batch 1, bf16, of the floor": Bar(2.5, 1.5),
+    "dense, batch 16, bf16, of the floor": Bar(2, 1.5),
+    **{
+        f"dense, batch {batch}, {name}, torchvision / ours": Bar(2, 4, least=True)
+        for batch in BATCHES
+        for name in PRECISIONS
+    },
+    "200 x 336, batch 16, bf16, peak memory of the output": Bar(1.1),
+    "10 % active, batch 16, bf16, dense / masked": Bar(5, 8, least=True),
+    "3 % active, batch 16, bf16, dense / masked": Bar(10, 20, least=True),
+    **{f"GA-RPN / RPN, batch 1, {name}": Bar(1, 0.6) for name in ("fp16", "fp32")},
+    "viou_match, G = 100": Bar(100, unit="us"),
+    "viou_match, G = 3000": Bar(2000, unit="us"),
+    "viou_match, extra memory": Bar(50, unit="MB"),
+    **{f"backward, {name}, torchvision / ours": Bar(2, least=True) for name in ("fp32", "fp16")},
+}
+
+
+@contextlib.contextmanager
+def tf32(allowed):
+    """For convolutions, whose switch ours follow, and for matrix products, whose switch torchvision's do."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = allowed
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def median_us(functions, runs=30, warm=5):
@@ -81,25 +145,30 @@ class Inputs:
 
 
 class Peer:
-    """torchvision on the same maps, in the layout and dtypes that it takes."""
+    """torchvision on the same maps, in the layout that it takes. It has no bfloat16: a call casts to float32 and back,
+    as its autocast does."""
 
     def __init__(self, inputs):
         from torchvision.ops import deform_conv2d
 
         self.run = deform_conv2d
+        self.dtype = inputs.weight.dtype
+        self.own = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
         self.maps = [m.contiguous() for m in inputs.maps]
         self.weight = inputs.weight
-        self.offset = [o.to(inputs.weight.dtype) for o in inputs.offset]
+        self.offset = [o.to(self.own) for o in inputs.offset]
 
     def dense(self):
-        return [self.run(m, o, self.weight, padding=1) for m, o in zip(self.maps, self.offset)]
+        weight = self.weight.to(self.own)
+        maps = zip(self.maps, self.offset, strict=True)
+        return [self.run(m.to(self.own), o, weight, padding=1).to(self.dtype) for m, o in maps]
 
 
 class Table:
-    """Lines, printed and written as they come: a time limit loses no row."""
+    """Lines, printed and written as they come, and below them the bars: a time limit loses no row."""
 
     def __init__(self, title, output):
-        self.output, self.lines = output, []
+        self.output, self.lines, self.figures = output, [], dict.fromkeys(BARS)
         for line in (title, "", f"{'what':<66} {'median us':>10} {'low':>9} {'high':>9}  notes"):
             self.note(line)
 
@@ -109,29 +178,65 @@ class Table:
     def note(self, line):
         self.lines.append(line)
         print(line, flush=True)
+        self._write()
+
+    def figure(self, name, value):
+        """What a bar is about; the worst, if there are several."""
+        found = self.figures[name]
+        worst = min if BARS[name].least else max
+        self.figures[name] = value if found is None else worst(found, value)
+        self._write()
+
+    def bars(self):
+        """A line for each, met or not."""
+        header = f"{'figure':<56} {'measured':>10} {'bar':>12} {'dream':>12}"
+        return [header, *(f"{name:<56} {BARS[name].line(value)}" for name, value in self.figures.items())]
+
+    def _write(self):
         if self.output:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.output.write_text("\n".join(self.lines) + "\n")
+            self.output.write_text("\n".join([*self.lines, "", *self.bars()]) + "\n")
+
+
+def peers_times(table, name, run):
+    """Times of torchvision's operator, or None with a row that says what it refuses."""
+    try:
+        return run()
+    except (ImportError, RuntimeError) as error:
+        table.note(f"{name}: {str(error).splitlines()[0]}")
 
 
 def dense(table, images, tflops, sets):
     floor = images * LOCATIONS * FLOP_PER_LOCATION / tflops / 1e6
-    for dtype, label in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-        for tf32 in (False, True) if dtype == torch.float32 else (False,):
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            name = f"deform conv, five levels, batch {images}, {'tf32' if tf32 else label}"
+    for label, (dtype, allowed) in PRECISIONS.items():
+        with tf32(allowed):
+            case = f"batch {images}, {label}"
             inputs = [Inputs(images, dtype) for _ in range(sets)]
             ours = median_us([i.dense for i in inputs])
-            notes = f"{ours[0] / floor:.2f}x of the {floor:.0f} us floor" if dtype == torch.bfloat16 else ""
-            table.add(name, ours, f"{notes}  extra {extra_mb(inputs[0].dense):.0f} MB")
-            try:
-                peers = [Peer(i) for i in inputs]
-                theirs = median_us([p.dense for p in peers], runs=10, warm=2)
-                table.add(f"  torchvision, {label}", theirs, f"{theirs[0] / ours[0]:.2f}x ours")
-            except (ImportError, RuntimeError) as error:
-                table.note(f"  torchvision, {label}: {str(error).splitlines()[0]}")
-            del inputs
-    torch.backends.cuda.matmul.allow_tf32 = False
+            notes = ""
+            if dtype == torch.bfloat16:
+                notes = f"{ours[0] / floor:.2f}x of the {floor:.0f} us floor  "
+                table.figure(f"dense, {case}, of the floor", ours[0] / floor)
+            table.add(f"deform conv, five levels, {case}", ours, f"{notes}extra {extra_mb(inputs[0].dense):.0f} MB")
+            peers = [Peer(i) for i in inputs]
+            name = f"  torchvision, {label}"
+            theirs = peers_times(table, name, lambda p=peers: median_us([i.dense for i in p], runs=10, warm=2))
+            if theirs:
+                table.add(name, theirs, f"{theirs[0] / ours[0]:.2f}x ours")
+                table.figure(f"dense, {case}, torchvision / ours", theirs[0] / ours[0])
+            del inputs, peers
+
+
+def memory(table, images):
+    """Of a dense call on the finest map, beyond its inputs."""
+    inputs = Inputs(images, torch.bfloat16)
+    inputs.maps, inputs.offset = inputs.maps[:1], inputs.offset[:1]
+    output = inputs.maps[0].numel() * inputs.maps[0].element_size() / 1e6
+    share = (extra_mb(inputs.dense) + output) / output
+    size = " x ".join(map(str, SIZES[0]))
+    table.note(f"deform conv, {size}, batch {images}, bf16: peak memory {share:.2f}x of the output's {output:.0f} MB")
+    if images == BATCHES[-1]:
+        table.figure(f"200 x 336, batch {images}, bf16, peak memory of the output", share)
 
 
 def sparse(table, images, sets):
@@ -143,24 +248,35 @@ def sparse(table, images, sets):
             ours,
             f"dense / this {whole[0] / ours[0]:.1f}",
         )
+        if images == BATCHES[-1] and fraction >= 0.03:
+            table.figure(f"{fraction * 100:.0f} % active, batch {images}, bf16, dense / masked", whole[0] / ours[0])
 
 
 def backward(table, images, dtype, label):
+    """Of two levels, all gradients."""
+    from torchvision.ops import deform_conv2d as peer
+
     inputs = Inputs(images, dtype)
-    leaves = [*inputs.maps[:2], *inputs.offset[:2], inputs.weight]
+    maps, offsets = inputs.maps[:2], inputs.offset[:2]
+    leaves = [*maps, *offsets, inputs.weight]
     for leaf in leaves:
         leaf.requires_grad_()
-    results = []
-    for name, run in (("ours", deform_conv2d), ("torchvision", None)):
-        if run is None:
-            from torchvision.ops import deform_conv2d as run
-        offsets = inputs.offset[:2] if name == "ours" else [o.to(dtype) for o in inputs.offset[:2]]
-        out = [run(m, o, inputs.weight, padding=1) for m, o in zip(inputs.maps[:2], offsets)]
-        grads = [torch.randn_like(o) for o in out]
-        times = median_us([lambda o=out, g=grads: torch.autograd.grad(o, leaves, g, retain_graph=True)], runs=10)
-        results.append(times[0])
-        ratio = f"{times[0] / results[0]:.2f}x ours" if name != "ours" else ""
-        table.add(f"backward, two levels, batch {images}, {label}, {name}", times, ratio)
+
+    def times(outputs):
+        grads = [torch.randn_like(out) for out in outputs]
+        return median_us([lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)], runs=10)
+
+    def peers():
+        return times([peer(m, o.to(dtype), inputs.weight, padding=1) for m, o in zip(maps, offsets, strict=True)])
+
+    with torch.enable_grad():
+        ours = times(deform_conv2d(maps, offsets, inputs.weight, padding=1))
+        name = f"backward, two levels, batch {images}, {label}"
+        table.add(name, ours)
+        theirs = peers_times(table, f"  torchvision, {label}", peers)
+    if theirs:
+        table.add(f"  torchvision, {label}", theirs, f"{theirs[0] / ours[0]:.2f}x ours")
+        table.figure(f"backward, {label}, torchvision / ours", theirs[0] / ours[0])
 
 
 def matching(table):
@@ -170,9 +286,10 @@ def matching(table):
         boxes = torch.cat([corner, corner + side], 1)
         for floor in (0.0, 0.3):
             run = lambda b=boxes, f=floor: viou_match(b, SIZES, STRIDES, min_iou=f)  # noqa: E731
-            table.add(
-                f"viou_match, exact, G = {count}, min_iou {floor}", median_us([run]), f"extra {extra_mb(run):.1f} MB"
-            )
+            times, extra = median_us([run]), extra_mb(run)
+            table.add(f"viou_match, exact, G = {count}, min_iou {floor}", times, f"extra {extra:.1f} MB")
+            table.figure(f"viou_match, G = {count}", times[0])
+            table.figure("viou_match, extra memory", extra)
 
 
 def fixed_size(rpn, maps, sizes):
@@ -209,6 +326,8 @@ def proposals(table, images, dtype, label):
             for kind, own in times.items():
                 table.add(f"{name}: {kind}", own, f"{own[0] / theirs[0]:.2f}x of the RPN")
             table.note(f"  budget, eager / graph: {times['budget'][0] / times['graph'][0]:.2f}")
+            if conv:
+                table.figure(f"GA-RPN / RPN, batch {images}, {label}", times["10 % active"][0] / theirs[0])
 
 
 def suppression(table):
@@ -225,7 +344,7 @@ def suppression(table):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--batches", type=int, nargs="+", choices=BATCHES, default=BATCHES)
     parser.add_argument("--sets", type=int, default=3, help="input sets called in turns")
     parser.add_argument("--tflops", type=float, default=790, help="bfloat16 rate that the floor assumes")
     parser.add_argument("--output", type=Path)
@@ -233,17 +352,19 @@ def main():
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
     table = Table(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}", args.output)
-    with torch.no_grad():
+    # What bars are about comes first.
+    with torch.no_grad(), tf32(False):
         matching(table)
-        suppression(table)
-        proposals(table, 1, torch.float16, "fp16")
-        proposals(table, 1, torch.float32, "fp32")
         for images in args.batches:
             sets = args.sets if images <= 4 else 2
             dense(table, images, args.tflops, sets)
             sparse(table, images, sets)
-    for dtype, label in ((torch.float32, "fp32"), (torch.float16, "fp16")):
-        backward(table, min(args.batches), dtype, label)
+            memory(table, images)
+        for label in ("fp16", "fp32"):
+            backward(table, min(args.batches), PRECISIONS[label][0], label)
+            proposals(table, 1, PRECISIONS[label][0], label)
+        suppression(table)
+    print("", *table.bars(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from .config import class_key, get
 from .data import Dataset, Records, image_record, read_image
 from .data.images import upright_rgb
 from .engines import Engine, get_engine
-from .errors import DatasetError
+from .engines.base import TestMapper
+from .engines.checkpoint import LAST
+from .errors import CheckpointError, ConfigError, DatasetError
 from .modeling.results import ImageResult
 from .visualization.boxes import draw_detections
 
@@ -103,14 +106,64 @@ class Detector:
             return next(iter(self.stream([image_of(images)], maps=maps)))
         return list(self.stream([image_of(image) for image in images], maps=maps))
 
+    @classmethod
+    def of_run(cls, folder, overrides=(), engine: str | Engine = "auto") -> Detector:
+        """What a training left in its OUTPUT_DIR: its configuration and its best weights (:func:`run_weights`).
+
+        Raises:
+            ConfigError, CheckpointError: naming what is not there.
+        """
+        return cls(run_config(folder), run_weights(folder), ["MODEL.DEVICE", "auto", *overrides], engine)
+
     def stream(
-        self, records: Dataset | Records | list[dict], batch_size: int = 1, maps: bool = False
+        self, records: Dataset | Records | list[dict] | Iterable[dict], batch_size: int = 1, maps: bool = False
     ) -> Iterator[Detected]:
-        """The results of a dataset's images, or of dicts (:func:`ga_scope.data.image_record`), one after the other."""
-        found = self.engine.predict(self.cfg, self.model, records, batch_size, maps)
-        for index, (_, result) in enumerate(found):
+        """The results of a dataset's images, or of dicts (:func:`ga_scope.data.image_record`), one after the other.
+
+        An iterable without a length, as of a camera, is read as the results are asked for.
+        """
+        if isinstance(records, Sequence):
+            found = self.engine.predict(self.cfg, self.model, records, batch_size, maps)
+            pairs = ((records[index], result) for index, (_, result) in enumerate(found))
+        else:
+            pairs = self._stream(records, batch_size, maps)
+        for record, result in pairs:
             values = {field.name: getattr(result, field.name) for field in fields(ImageResult)}
-            yield Detected(**values, class_names=self.classes, record=records[index])
+            yield Detected(**values, class_names=self.classes, record=record)
+
+    def _stream(self, records, batch_size, maps):
+        mapper, records = TestMapper(self.cfg), iter(records)
+        while batch := list(islice(records, batch_size)):
+            inputs = [mapper(record) for record in batch]
+            found = self.engine.infer(self.model, inputs, maps, self.cfg.TEST.PRECISION)
+            yield from zip(batch, self.engine.image_results(inputs, found))
+
+
+def run_config(folder) -> Path:
+    """The configuration of a run, in its OUTPUT_DIR.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: expected the OUTPUT_DIR of a training, with config.yaml in it, got none")
+    return path
+
+
+def run_weights(folder) -> Path:
+    """The best weights of a run that was evaluated on its way; else those that it ended with; else its newest.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    folder = Path(folder)
+    pointer = folder / LAST
+    names = ["model_best.pth", "model_final.pth", *([pointer.read_text().strip()] if pointer.is_file() else [])]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise CheckpointError(f"{folder}: expected a checkpoint (model_final.pth), got none")
+    return found[0]
 
 
 def image_of(image: ImageLike) -> dict:

@@ -1,5 +1,6 @@
 """``python -m ga_scope.collect_env``: the facts that a bug report needs."""
 
+import argparse
 import importlib
 import importlib.metadata
 import os
@@ -53,6 +54,12 @@ def collect() -> list[tuple[str, str]]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     rows.append(("GPUs", ", ".join(torch.cuda.get_device_name(i) for i in range(count)) or "none"))
     return rows + _operators()
+
+
+def command(argv=None, prog=None):
+    """``ga-scope env``."""
+    argparse.ArgumentParser(prog=prog, description="Prints the facts that a bug report needs.").parse_args(argv)
+    main()
 
 
 def main():

@@ -8,13 +8,15 @@ import torch
 import ga_scope
 from ga_scope.data import load_coco_json
 from ga_scope.errors import ConfigError, DatasetError, InputError
-from ga_scope.fit import SYSTEMS, as_text, settings_for
+from ga_scope.fitting import SYSTEMS, as_text, settings_for
 
 pytest.importorskip("timm", reason="needs timm")
 
 
 def data_set(folder, images, width, height, side, name="made"):
-    """Images (that are not there) with one square object each."""
+    """Images (which nobody opens) with one square object each."""
+    for i in range(images):
+        (folder / f"{i}.jpg").touch()
     content = {
         "images": [{"id": i, "width": width, "height": height, "file_name": f"{i}.jpg"} for i in range(images)],
         "annotations": [

@@ -294,14 +294,15 @@ def png(width, height) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     packer, rows = zlib.compressobj(1), b""
-    for _ in range(min(height, 2000)):
+    for _ in range(height if width < 20_000 else 500):
         rows += packer.compress(bytes(1 + width))
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows + packer.flush()) + chunk(b"IEND", b"")
 
 
 LIMITED = """
-import resource, sys, pathlib, time
+import pathlib, resource, sys, tempfile
+import torch
 from ga_scope.engines.weights import read_checkpoint
 from ga_scope.engines.mmdetection import read_checkpoint as read_mmdetection
 from ga_scope.data import load_proposals, open_image, image_record
@@ -309,6 +310,9 @@ from ga_scope.data.importers.pictures import read_picture
 from ga_scope.config.files import read_yaml
 from ga_scope.errors import InputError
 
+with tempfile.NamedTemporaryFile(suffix=".pth") as file:  # what torch imports when it loads its first file
+    torch.save({"model": {"w": torch.ones(3)}}, file.name)
+    read_checkpoint(file.name), read_mmdetection(file.name)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     readers = {".pkl": [read_checkpoint, load_proposals], ".pth": [read_checkpoint, read_mmdetection],
@@ -328,8 +332,8 @@ def test_bombs_do_not_fill_the_memory(tmp_path, target):
     folder.mkdir()
     for name, content in bombs().items():
         (folder / f"{name}.pkl").write_bytes(content)
-    deflated(folder / "zeros.npz", "boxes.npy", GIGABYTE)
-    deflated(folder / "zeros.pth", "zeros/data/0", GIGABYTE)
+    deflated(folder / "zeros.npz", "boxes.npy", 1 << 28)
+    deflated(folder / "zeros.pth", "zeros/data/0", 1 << 28)
     for shape, name in (((1 << 40,), "long"), ((1 << 31, 1 << 31), "wide"), ((1 << 33, 0), "none")):
         with zipfile.ZipFile(folder / f"{name}.npz", "w") as archive:
             for member in ("ids", "counts", "boxes", "logits"):
@@ -341,7 +345,7 @@ def test_bombs_do_not_fill_the_memory(tmp_path, target):
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
     torch.save({"state_dict": {"w": torch.ones(1).expand(1 << 40)}}, folder / "view.pth")
     (folder / "large.png").write_bytes(png(60_000, 60_000))
-    (folder / "larger.png").write_bytes(png(10_000, 10_000))  # which Pillow would only warn of
+    (folder / "larger.png").write_bytes(png(10_000, 9_999))  # which Pillow would only warn of
     (folder / "laughs.yaml").write_text(yamls(target)["laughs"])
     bitmap = io.BytesIO()
     Image.new("L", (4, 4)).save(bitmap, "BMP")
@@ -357,7 +361,7 @@ def test_bombs_do_not_fill_the_memory(tmp_path, target):
     assert not [line for line in lines if "was read" in line], lines
     assert {line.split()[0].split(".")[0] for line in lines} == {path.stem for path in folder.iterdir()}
     assert all(int(line.split(" refused ")[1].split()[0]) < 1100 for line in lines)
-    assert int(peak.split()[1]) < 700, f"{peak} MB"
+    assert int(peak.split()[1]) < 220, f"{peak} MB"  # any of them is more
 
 
 def test_pipes_and_devices_are_no_files(tmp_path):

@@ -33,7 +33,7 @@ def main():
             for deterministic in (False, True):
                 torch.use_deterministic_algorithms(deterministic, warn_only=True)
                 convolutions(dtype, channels)
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
     convolutions(torch.float32, 64)
     for dtype in (torch.float32, torch.float64):
         boxes = [torch.rand(count, 4, device="cuda", dtype=dtype).cumsum(1) * 40 for count in (0, 3, 37)]

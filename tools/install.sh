@@ -31,7 +31,7 @@ fi
 pip() { "$python" -m pip --disable-pip-version-check --quiet "$@"; }
 
 pip install -c "$constraints" torch torchvision "setuptools<81" wheel ninja pybind11
-pip install -c "$constraints" --no-build-isolation --editable ".[test,lint]"
+pip install -c "$constraints" --no-build-isolation --editable ".[test,lint,video,docs]"
 
 if "$python" -c 'import detectron2' 2>/dev/null; then
   echo "detectron2: already installed"

@@ -1,107 +1,152 @@
-// The grid of grid.h on a GPU: launches, barriers, atomics, and the tensor cores' warp instructions.
+// The grid of grid.h on a GPU: blocks, barriers, memory, and the tensor cores' warp instructions.
 #pragma once
 
-#include <cuda_runtime.h>
-#include <dlfcn.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <stdexcept>
-#include <string>
-
 #include "../compute_type.h"
+#include "device_launch.h"
 
 #define GA_KERNEL __device__ __forceinline__
 #define GA_UNROLL _Pragma("unroll")
 #define GA_UNROLL_TWICE _Pragma("unroll 2")
+#define GA_NO_UNROLL _Pragma("unroll 1")
 #define GA_SCOPE_DISPATCH_KEY CUDA
 
 namespace ga_scope::cuda {
 
 constexpr bool kSimulated = false;
 
-// ---- launching ----------------------------------------------------------------------------------
-
-inline void check_cuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next launch would find this error and report it as its own
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
-// A function of torch's CUDA library, which this one is not linked with, so that it loads beside any torch. Where
-// CUDA tensors exist that library is loaded, but not into the global scope: it has to be named.
-inline void* find_in_torch(const char* name) {
-  void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-  void* function = library ? dlsym(library, name) : nullptr;
-  if (function == nullptr) throw std::runtime_error(std::string("ga_scope: no ") + name + " in libtorch_cuda.so");
-  return function;
-}
-
-// The current device and stream while an operator runs.
-class Device {
- public:
-  explicit Device(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
-    using GetStream = int32_t (*)(int32_t, void**);
-    static const auto get_stream = reinterpret_cast<GetStream>(find_in_torch("aoti_torch_get_current_cuda_stream"));
-    const int index = tensor.get_device_index();
-    check_cuda(cudaSetDevice(index), "cudaSetDevice");  // of the runtime linked here; the guard sets torch's
-    void* stream = nullptr;
-    if (get_stream(index, &stream) != 0) throw std::runtime_error("ga_scope: cannot get torch's current CUDA stream");
-    stream_ = static_cast<cudaStream_t>(stream);
-    check_cuda(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, index), "cudaDeviceGetAttribute");
-    check_cuda(cudaDeviceGetAttribute(&shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
-               "cudaDeviceGetAttribute");
-    check_cuda(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, index), "cudaDeviceGetAttribute");
-  }
-
-  int processors() const { return processors_; }
-  int64_t shared_bytes() const { return shared_bytes_; }
-  bool has_tensor_cores() const { return major_ >= 8; }
-
-  template <class Kernel>
-  void launch(const char* name, const Kernel& kernel, int64_t blocks) const;
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
-  int processors_ = 0, shared_bytes_ = 0, major_ = 0;
+// Where in the source a call is: the simulated grid asks, the device does not.
+struct Where {
+  static constexpr __host__ __device__ Where current() { return {}; }
 };
 
-// ---- the block ----------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
-struct DeviceWarp;
+template <class T>
+using Pointer = T*;
+
+template <class T>
+__device__ __forceinline__ uintptr_t address_of(T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer);
+}
+
+// `bytes` i times further on, as one multiplication with a wide result and addition; the compiler prefers more.
+template <class T>
+__device__ __forceinline__ T* element(T* base, int32_t i, int32_t bytes) {
+  T* result;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(i), "r"(bytes), "l"(base));
+  return result;
+}
+
+// A number of bytes further on, not negative.
+template <class T>
+__device__ __forceinline__ const T* further(const T* base, int32_t bytes) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(base) + static_cast<uint32_t>(bytes));
+}
+
+template <class T>
+Pointer<T> pointer_to(const torch::stable::Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Numbers that a kernel holds in registers and moves at once: of 2 to 16 bytes. Loaded are those that no kernel of the
+// launch writes.
+template <int kBytes>
+struct Words;
+template <>
+struct Words<2> {
+  using type = unsigned short;
+};
+template <>
+struct Words<4> {
+  using type = unsigned int;
+};
+template <>
+struct Words<8> {
+  using type = uint2;
+};
+template <>
+struct Words<16> {
+  using type = uint4;
+};
+template <class T>
+__device__ __forceinline__ T load_number(const T* from) {
+  return __ldg(from);
+}
+template <class Vector, class T>
+__device__ __forceinline__ Vector load_vector(const T* from) {
+  using Words = typename Words<sizeof(Vector)>::type;
+  const Words words = __ldg(reinterpret_cast<const Words*>(from));
+  Vector vector;
+  *reinterpret_cast<Words*>(&vector) = words;
+  return vector;
+}
+// Written as an instruction, or the compiler takes vectors apart.
+template <class Vector, class T>
+__device__ __forceinline__ void store_vector(T* to, const Vector& vector) {
+  using Words = typename Words<sizeof(Vector)>::type;
+  __stwb(reinterpret_cast<Words*>(to), *reinterpret_cast<const Words*>(&vector));
+}
+template <class Vector>
+__device__ __forceinline__ void store_shared(void* to, const Vector& vector) {
+  *static_cast<Vector*>(to) = vector;
+}
+// 16 bytes, or zeros where `flag` has the bits `zeros`: two predicated stores; the compiler would select word by word.
+template <class Vector>
+__device__ __forceinline__ void store_shared_unless(void* to, const Vector& vector, float flag, uint32_t zeros) {
+  const uint4 words = *reinterpret_cast<const uint4*>(&vector);
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %5, %7;\n"
+      "@p st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n"
+      "@!p st.shared.v4.b32 [%0], {%6, %6, %6, %6};\n"
+      "}\n" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w), "r"(__float_as_uint(flag)), "r"(0), "r"(zeros)
+      : "memory");
+}
+
+template <class T, int kCount>
+struct Array {
+  T value[kCount];
+
+  __device__ __forceinline__ T& operator[](int i) { return value[i]; }
+  __device__ __forceinline__ const T& operator[](int i) const { return value[i]; }
+};
+
+template <class I, class N>
+__device__ __forceinline__ bool within(I i, N end) {
+  return i < end;
+}
+template <class I>
+__device__ __forceinline__ I clamped(I i, I low, I high) {
+  return min(max(i, low), high);
+}
+__host__ __device__ __forceinline__ int swizzle(int bits, Where) { return bits; }
+
+// ---- a block ------------------------------------------------------------------------------------
+
+struct Warp;
 
 struct DeviceBlock {
-  template <class Value>
-  struct PerThread {
-    Value value{};
-    __device__ Value& operator[](int) { return value; }
-  };
-
-  __device__ int64_t index() const { return blockIdx.x; }
+  __device__ __forceinline__ int64_t index() const { return blockIdx.x; }
+  __device__ __forceinline__ int thread() const { return static_cast<int>(threadIdx.x); }
+  __device__ __forceinline__ Warp warp() const;
+  __device__ __forceinline__ Warp warp_anew() const;
 
   template <class Shared>
-  __device__ Shared& shared() const {
+  __device__ __forceinline__ Shared& shared() const {
     extern __shared__ __align__(128) unsigned char bytes[];
     return *reinterpret_cast<Shared*>(bytes);
   }
 
-  template <class Work>
-  __device__ void each(const Work& work) const {
-    work(static_cast<int>(threadIdx.x));
-    __syncthreads();
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void sync(int barrier, int threads) const {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
-
-  template <class Pipeline>
-  __device__ void pipeline(const Pipeline& work, int steps) const;
+  __device__ __forceinline__ void arrive(int barrier, int threads) const {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+  }
 };
-
-// The two roles wait at different places of the program: a named barrier, which counts arrivals, allows that.
-template <int kThreads>
-__device__ __forceinline__ void wait_for_all() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-}
 
 // One block per multiprocessor is enough: without that word the compiler spills registers to fit more.
 template <class Kernel>
@@ -110,23 +155,21 @@ __global__ void __launch_bounds__(Kernel::kThreads, 1) run(const __grid_constant
   kernel(block);
 }
 
-template <class Kernel>
-void Device::launch(const char* name, const Kernel& kernel, int64_t blocks) const {
-  if (blocks == 0) return;
-  if (blocks > INT32_MAX) throw std::runtime_error(std::string(name) + ": more than 2^31 blocks");
-  constexpr int kShared = sizeof(typename Kernel::Shared);
-  if constexpr (kShared > 48 << 10) {
-    check_cuda(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared), name);
-  }
-  run<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, kShared, stream_>>>(kernel);
-  check_cuda(cudaGetLastError(), name);
-}
-
-// ---- atomics ------------------------------------------------------------------------------------
+// ---- numbers and atomics ------------------------------------------------------------------------
 
 template <class Real>
 __device__ __forceinline__ void atomic_add(Real* to, Real value) {
   atomicAdd(to, value);
+}
+// Four neighbours at once, on a 16-byte boundary.
+__device__ __forceinline__ void atomic_add4(float* to, const float (&value)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(value[0]),
+               "f"(value[1]), "f"(value[2]), "f"(value[3])
+               : "memory");
+#else
+  for (int i = 0; i < 4; ++i) atomicAdd(to + i, value[i]);
+#endif
 }
 __device__ __forceinline__ void atomic_max(uint64_t* to, uint64_t value) {
   atomicMax(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
@@ -147,65 +190,92 @@ __device__ __forceinline__ float float_of_bits(uint32_t bits) { return __uint_as
 __device__ __forceinline__ double double_of_bits(uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
-
-// 16 bytes that no kernel of the launch writes.
-template <class Vector>
-__device__ __forceinline__ Vector load_global(const void* from) {
-  const uint4 words = __ldg(static_cast<const uint4*>(from));
-  return {{words.x, words.y, words.z, words.w}};
+__host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t b) {
+#ifdef __CUDA_ARCH__
+  return __umul64hi(a, b);
+#else
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+#endif
 }
-
-// ---- copies and tensor cores --------------------------------------------------------------------
-
-// 16 bytes from global to shared memory, or zeros. Complete for this thread after copies_done().
-__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 __device__ __forceinline__ float round_to_tf32(float value) {
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return __uint_as_float(bits);
 }
+// Two numbers of 16 bits in a word.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
+}
 
-// The 32 threads of a consumer warp. PerLane holds a lane's registers.
-struct DeviceWarp {
+// Ends the launch with a message, as torch's own indexing does. The numbers are for the simulated grid alone: to print
+// them takes local memory in every kernel.
+[[noreturn]] __device__ __forceinline__ void refuse_location(int64_t, int64_t, int64_t) {
+  __assert_fail("locations: expected values in [0, number of output positions)", "ga_scope", 0, "kernel");
+}
+
+// ---- copies -------------------------------------------------------------------------------------
+
+// 16 bytes from global to shared memory, or zeros where not valid; landed for this thread after wait_for_copies.
+template <class Block, class T>
+__device__ __forceinline__ void copy_async(Block&, void* to, const T* from, bool valid) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
+}
+template <class Block, class T>
+__device__ __forceinline__ void copy_async(Block&, void* to, const T* from) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+// The copies so far are a group.
+template <class Block>
+__device__ __forceinline__ void commit_copies(Block&) {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most the last kLeft groups have not landed.
+template <int kLeft, class Block>
+__device__ __forceinline__ void wait_for_copies(Block&) {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// ---- warps --------------------------------------------------------------------------------------
+
+struct Warp {
   int index, lane;
 
-  // Asked anew, so that nothing worked out from it lives in registers through a loop.
-  static __device__ __forceinline__ DeviceWarp current() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return {thread / 32, thread % 32};
+  // Another lane's value.
+  template <class Value>
+  __device__ __forceinline__ Value shuffle(Value value, int from) const {
+    return __shfl_sync(0xffffffffu, value, from);
   }
-
-  template <class Value, int kCount>
-  struct PerLane {
-    Value value[kCount] = {};
-    __device__ Value (&operator[](int)) [kCount] { return value; }
-  };
-
-  template <class Work>
-  __device__ void each(const Work& work) const {
-    work(lane);
+  template <class Value>
+  __device__ __forceinline__ Value shuffle_xor(Value value, int mask) const {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
   }
+  template <class T>
+  __device__ __forceinline__ T* shuffle(T* pointer, int from) const {
+    return reinterpret_cast<T*>(__shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(pointer), from));
+  }
+  // Bit i: lane i's condition.
+  __device__ __forceinline__ uint32_t ballot(bool condition) const { return __ballot_sync(0xffffffffu, condition); }
 
   // Where a lane reads in a tile of shared memory.
-  struct Address {
-    uint32_t byte;
-  };
-
-  template <class ByteOfLane>
-  __device__ Address address(const unsigned char* tile, const ByteOfLane& byte_of_lane) const {
-    return {static_cast<uint32_t>(__cvta_generic_to_shared(tile)) + byte_of_lane(lane)};
+  using Address = uint32_t;
+  static __device__ __forceinline__ Address address(const unsigned char* tile, int byte) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(tile)) + byte;
   }
 
   // Four 8 x 8 matrices of 16-bit numbers (8 x 4 of 32-bit ones); lanes 8 m .. 8 m + 7 name the rows of matrix m,
   // at (address ^ flip) + offset. Worked out inside the assembly, or the compiler keeps every sum in a register.
-  __device__ void load_matrices(PerLane<uint32_t, 4>& to, Address address, int flip, int offset) const {
+  __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], Address address, int flip, int offset) const {
     asm volatile(
         "{\n"
         ".reg .b32 at;\n"
@@ -213,23 +283,20 @@ struct DeviceWarp {
         "add.u32 at, at, %6;\n"
         "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [at];\n"
         "}\n"
-        : "=r"(to.value[0]), "=r"(to.value[1]), "=r"(to.value[2]), "=r"(to.value[3])
-        : "r"(address.byte), "r"(flip), "r"(offset)
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+        : "r"(address), "r"(flip), "r"(offset)
         : "memory");
   }
 
-  // sums (16 x 8) += a (16 x K) b (K x 8), K = 32 bytes; b is registers 2 * half and 2 * half + 1.
+  // sums (16 x 8) += a (16 x K) b (K x 8), K = 32 bytes.
   template <class T>
-  __device__ void multiply(PerLane<float, 4>& sums, const PerLane<uint32_t, 4>& a, const PerLane<uint32_t, 4>& b,
-                           int half) const {
-    float* c = sums.value;
-    const uint32_t b0 = b.value[2 * half], b1 = b.value[2 * half + 1];
+  __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
 #define GA_MMA(shape, type)                                                      \
   asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type           \
                ".f32 "                                                           \
                "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                  \
-               : "r"(a.value[0]), "r"(a.value[1]), "r"(a.value[2]), "r"(a.value[3]), "r"(b0), "r"(b1))
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
     if constexpr (sizeof(T) == 4) {
       GA_MMA("m16n8k8", "tf32");
     } else if constexpr (std::is_same_v<T, BFloat16>) {
@@ -241,29 +308,14 @@ struct DeviceWarp {
   }
 };
 
-template <class Pipeline>
-__device__ __forceinline__ void DeviceBlock::pipeline(const Pipeline& work, int steps) const {
-  constexpr int kConsumers = 32 * Pipeline::kConsumerWarps;
-  constexpr int kThreads = kConsumers + Pipeline::kProducers;
-  const int thread = threadIdx.x;
-  if (thread < kConsumers) {
-    const DeviceWarp warp{thread / 32, thread % 32};
-    typename Pipeline::template Sums<DeviceWarp> sums;
-    wait_for_all<kThreads>();
-    for (int step = 0; step < steps; ++step) {
-      work.consume(step, warp, sums);
-      wait_for_all<kThreads>();
-    }
-    work.finish(DeviceWarp::current(), sums);
-  } else {
-    const int producer = thread - kConsumers;
-    work.produce(0, producer);
-    wait_for_all<kThreads>();
-    for (int step = 0; step < steps; ++step) {
-      if (step + 1 < steps) work.produce(step + 1, producer);
-      wait_for_all<kThreads>();
-    }
-  }
+__device__ __forceinline__ Warp DeviceBlock::warp() const {
+  return {static_cast<int>(threadIdx.x) / 32, static_cast<int>(threadIdx.x) % 32};
+}
+// Asked anew, so that nothing worked out from it lives in registers through a loop.
+__device__ __forceinline__ Warp DeviceBlock::warp_anew() const {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return {thread / 32, thread % 32};
 }
 
 }  // namespace ga_scope::cuda

@@ -15,10 +15,8 @@ struct ForEach {
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
-    block.each([&](int thread) {
-      const int64_t i = block.index() * kThreads + thread;
-      if (i < count) body(i);
-    });
+    const int64_t i = block.index() * kThreads + block.thread();
+    if (within(i, count)) body(i);
   }
 };
 
@@ -30,7 +28,7 @@ void for_each(const Device& device, const char* name, int64_t count, const Body&
 
 template <class Number>
 struct Fill {
-  Number* numbers;
+  Pointer<Number> numbers;
   Number value;
 
   GA_KERNEL void operator()(int64_t i) const { numbers[i] = value; }

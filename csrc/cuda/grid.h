@@ -1,28 +1,24 @@
 // How a kernel is written, so that the same source runs on a GPU and, in tests, on a simulated grid.
 //
-// A kernel is a struct. Its members are its arguments; kThreads is the size of a block; Shared is what a
-// block keeps in shared memory; and
+// A kernel is a struct. Its members are its arguments; kThreads is the size of a block; Shared is what a block keeps in
+// shared memory (or shared_bytes() says how much, at launch); and
 //
 //   template <class Block> GA_KERNEL void operator()(Block& block) const;
 //
-// is the work of one block. Outside block.each() control flow is the same for all threads of the block:
+// is the work of one thread of a block:
 //
-//   block.index()              which block this is
-//   block.shared<Shared>()     the block's shared memory, uninitialised
-//   block.each(f)              f(thread) for every thread, then a barrier
-//   PerThread<Block, V> v      a V per thread that lives from one each() to the next: v[thread]
-//   block.pipeline(p, steps)   producer and consumer warps, below
+//   block.index(), block.thread()   which block this is, and which of its threads
+//   block.shared<Shared>()          the block's shared memory, uninitialised
+//   block.sync()                    a barrier of the whole block
+//   block.sync(b, n), arrive(b, n)  a barrier b in [1, 16) of n threads in whole warps: comes and waits, or only comes
+//   block.warp()                    the thread's warp: shuffles, ballots, matrices for the tensor cores
 //
-// The simulated grid (../testing/simulated_grid.h) runs the threads of each() in a random order: a kernel that
-// depends on the order, for want of a barrier, gives wrong numbers there.
+// Global memory is reached through Pointer<T>, from pointer_to<T>(tensor); several numbers at once through
+// load_vector, store_vector and copy_async; arrays of shared memory are Array<T, n>. Whatever keeps an access in
+// bounds is written as within(i, end) or clamped(i, low, high), and what spreads it over the banks as swizzle(bits).
 //
-// A pipeline is an object with, for a Warp type,
-//   kConsumerWarps, kProducers           the block's warps and threads of either role
-//   Sums<Warp>                           what a consumer warp keeps in registers
-//   produce(step, producer)              fills a stage; producer in [0, kProducers)
-//   consume(step, warp, sums)            uses the stage that produce(step) filled
-//   finish(warp, sums)                   after the last step
-// produce(step + 1) runs while consume(step) does, with a barrier after each step: two stages.
+// The simulated grid (../testing/simulated_grid.h) runs the threads in a random order and checks all of these: a kernel
+// that needs a barrier, a wait or a bound that is not there fails, or gives wrong numbers. Tests delete them in turn.
 #pragma once
 
 #include <cstdint>
@@ -35,12 +31,11 @@
 
 namespace ga_scope::cuda {
 
-template <class Block, class Value>
-using PerThread = typename Block::template PerThread<Value>;
-
 struct NoShared {};
 
 // Kernels take their arguments by value, levels included.
 constexpr int kMaxLevels = 8;
+
+constexpr int kLanes = 32;
 
 }  // namespace ga_scope::cuda

@@ -48,7 +48,6 @@ MatchResult match(const char* op, const Device& device, const Tensor& gt_boxes, 
   const int64_t count = starts.anchor.back(), boxes = gt_boxes.size(0);
   check(count < BestKey<Real>::kMostAnchors, op, "anchors", text("fewer than ", BestKey<Real>::kMostAnchors), count);
   const auto integers = [&](int64_t size) { return torch::stable::new_empty(gt_boxes, {size}, ScalarType::Long); };
-  const auto data = []<class Value>(const Tensor& tensor, Value) { return static_cast<Value*>(tensor.data_ptr()); };
   MatchResult result{torch::stable::new_empty(gt_boxes, {count}),
                      integers(count),
                      torch::stable::new_empty(gt_boxes, {boxes}),
@@ -57,16 +56,16 @@ MatchResult match(const char* op, const Device& device, const Tensor& gt_boxes, 
                      torch::stable::new_empty(gt_boxes, {count}, ScalarType::Bool)};
   const Tensor keys = torch::stable::new_zeros(gt_boxes, {2, boxes}, ScalarType::Long), last = integers(boxes);
   const Tensor dense = torch::stable::contiguous(gt_boxes), dense_ignore = torch::stable::contiguous(ignore_boxes);
-  const BestAnchors best{data(keys, uint64_t{}), data(keys, uint64_t{}) + boxes, data(std::get<3>(result), int64_t{}),
-                         data(last, int64_t{})};
+  const BestAnchors best{pointer_to<uint64_t>(keys), pointer_to<uint64_t>(keys) + boxes,
+                         pointer_to<int64_t>(std::get<3>(result)), pointer_to<int64_t>(last)};
   Kernel kernel{.anchors = anchors,
-                .boxes = data(dense, Real{}),
-                .ignore_boxes = data(dense_ignore, Real{}),
+                .boxes = pointer_to<const Real>(dense),
+                .ignore_boxes = pointer_to<const Real>(dense_ignore),
                 .best = best,
-                .iou = data(std::get<0>(result), Real{}),
-                .index = data(std::get<1>(result), int64_t{}),
-                .best_for = data(std::get<4>(result), int64_t{}),
-                .ignored = data(std::get<5>(result), bool{})};
+                .iou = pointer_to<Real>(std::get<0>(result)),
+                .index = pointer_to<int64_t>(std::get<1>(result)),
+                .best_for = pointer_to<int64_t>(std::get<4>(result)),
+                .ignored = pointer_to<bool>(std::get<5>(result))};
   const auto blocks_of = [&](int64_t image) {
     return (starts.anchor[image + 1] - starts.anchor[image] + Kernel::kThreads - 1) / Kernel::kThreads;
   };
@@ -80,7 +79,7 @@ MatchResult match(const char* op, const Device& device, const Tensor& gt_boxes, 
       device.launch("match", kernel, ranges.block[ranges.images]);
     });
   }
-  Real* gt_iou = data(std::get<2>(result), Real{});
+  const Pointer<Real> gt_iou = pointer_to<Real>(std::get<2>(result));
   for_each(device, "store_best", boxes, StoreBest<Real>{best, anchors.min_iou, gt_iou});
   if (low_quality_from) {
     const Real least = static_cast<Real>(*low_quality_from);
@@ -120,10 +119,10 @@ MatchResult viou_match(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor i
     anchors.cell_offset = static_cast<Real>(cell_offset);
     anchors.min_iou = static_cast<Real>(min_iou);
     if (shapes) {
-      anchors.shapes = static_cast<const Real*>(kept_shapes.data_ptr());
+      anchors.shapes = pointer_to<const Real>(kept_shapes);
       anchors.num_shapes = shapes->size(1);
     }
-    if (size_range) anchors.size_range = static_cast<const Real*>(kept_range.data_ptr());
+    if (size_range) anchors.size_range = pointer_to<const Real>(kept_range);
     result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts, low_quality_from);
   });
   return result;
@@ -145,7 +144,7 @@ MatchResult iou_match(Tensor boxes, std::vector<int64_t> counts, Tensor gt_boxes
   const Tensor dense = torch::stable::contiguous(boxes);
   MatchResult result;
   dispatch(boxes.scalar_type(), [&]<class Real>(Real) {
-    const FixedAnchors<Real> anchors{static_cast<const Real*>(dense.data_ptr()), Real(0), Real(ignore_from)};
+    const FixedAnchors<Real> anchors{pointer_to<const Real>(dense), Real(0), Real(ignore_from)};
     const Starts starts{starts_of(counts), starts_of(gt_counts), starts_of(ignore_counts)};
     result = match<Real>(op, device, gt_boxes, ignore_boxes, anchors, starts, low_quality_from);
   });
@@ -175,13 +174,13 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor 
     for (size_t l = 0; l < levels.size(); ++l) kernel.levels[l] = levels[l], kernel.strides[l] = strides[l];
     const auto paint = [&](Painting painting, const Tensor& boxes, const std::vector<int64_t>& counts) {
       kernel.painting = painting;
-      kernel.boxes = static_cast<const Real*>(boxes.data_ptr());
+      kernel.boxes = pointer_to<const Real>(boxes);
       const std::vector<int64_t> starts = starts_of(counts);
       const auto blocks_of = [&](int64_t image) { return counts[image]; };
       for_image_groups({starts, starts, starts}, blocks_of, [&](const ImageRanges& ranges, int64_t first) {
         kernel.ranges = ranges;
-        kernel.labels = static_cast<int8_t*>(labels.data_ptr()) + first * locations;
-        if (rounded) kernel.ranks = static_cast<uint64_t*>(ranks.data_ptr()) + first * locations;
+        kernel.labels = pointer_to<int8_t>(labels) + first * locations;
+        if (rounded) kernel.ranks = pointer_to<uint64_t>(ranks) + first * locations;
         device.launch("paint_regions", kernel, ranges.block[ranges.images]);
       });
     };
@@ -191,7 +190,7 @@ Tensor location_targets(Tensor gt_boxes, std::vector<int64_t> gt_counts, Tensor 
   });
   if (rounded) {
     for_each(device, "store_ranks", images * locations,
-             StoreRanks{static_cast<const uint64_t*>(ranks.data_ptr()), static_cast<int8_t*>(labels.data_ptr())});
+             StoreRanks{pointer_to<const uint64_t>(ranks), pointer_to<int8_t>(labels)});
   }
   return labels;
 }

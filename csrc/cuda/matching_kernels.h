@@ -34,8 +34,8 @@ struct ImageRanges {
 };
 
 template <class Real>
-GA_HOST_DEVICE Box<Real> read_box(const Real* boxes, int64_t index) {
-  const Real* at = boxes + 4 * index;
+GA_KERNEL Box<std::remove_const_t<Real>> read_box(const Pointer<Real>& boxes, int64_t index) {
+  const Pointer<Real> at = boxes + 4 * index;
   return {at[0], at[1], at[2], at[3]};
 }
 
@@ -54,28 +54,28 @@ struct VariableAnchors {
   int num_levels;
   int64_t locations_per_image;
   Real cell_offset, min_iou;
-  const Real* shapes;  // (levels, num_shapes, 2); or null: exact
+  Pointer<const Real> shapes;  // (levels, num_shapes, 2); or null: exact
   int64_t num_shapes;
-  const Real* size_range;  // (levels, 2); or null: any size
+  Pointer<const Real> size_range;  // (levels, 2); or null: any size
 
-  GA_HOST_DEVICE Anchor anchor(int64_t index) const {
+  GA_KERNEL Anchor anchor(int64_t index) const {
     const Location at = decode_location(index, levels, num_levels, locations_per_image);
     const Real stride = strides[at.level];
     return {product(Real(at.x) + cell_offset, stride), product(Real(at.y) + cell_offset, stride), stride, at.level};
   }
 
-  GA_HOST_DEVICE Real overlap(const Anchor& at, const Box<Real>& box) const {
+  GA_KERNEL Real overlap(const Anchor& at, const Box<Real>& box) const {
     if (!box.valid() || out_of_reach(at, box)) return Real(0);
     const Real left = at.x - box.x1, right = box.x2 - at.x, above = at.y - box.y1, below = box.y2 - at.y;
     if (shapes == nullptr) {
-      const Real low = size_range ? size_range[2 * at.level] : Real(0);
-      const Real high = size_range ? size_range[2 * at.level + 1] : Real(INFINITY);
+      const Real low = size_range != nullptr ? size_range[2 * at.level] : Real(0);
+      const Real high = size_range != nullptr ? size_range[2 * at.level + 1] : Real(INFINITY);
       return best_of_candidates(size_candidates(left, right, box.width(), low, high),
                                 size_candidates(above, below, box.height(), low, high), box.area());
     }
     Real best = 0;
     for (int64_t s = 0; s < num_shapes; ++s) {
-      const Real* shape = shapes + (at.level * num_shapes + s) * 2;
+      const Pointer<const Real> shape = shapes + (at.level * num_shapes + s) * 2;
       const Real overlap_w = centred_overlap(shape[0], left, right, box.width());
       const Real overlap_h = centred_overlap(shape[1], above, below, box.height());
       best = larger(best, iou_of_sides(overlap_w, overlap_h, shape[0], shape[1], box.area()));
@@ -83,12 +83,12 @@ struct VariableAnchors {
     return best;
   }
 
-  GA_HOST_DEVICE bool inside(const Anchor& at, const Box<Real>& ignore) const {
+  GA_KERNEL bool inside(const Anchor& at, const Box<Real>& ignore) const {
     return ignore.valid() && ignore.contains(at.x, at.y);
   }
 
   // Below min_iou whatever its size (overlap.h), with a cell to spare against rounding.
-  GA_HOST_DEVICE bool out_of_reach(const Anchor& at, const Box<Real>& box) const {
+  GA_KERNEL bool out_of_reach(const Anchor& at, const Box<Real>& box) const {
     if (!(min_iou > 0)) return false;
     const Real far_x = larger(at.x - box.x2, box.x1 - at.x) + Real(0.5) * box.width();
     const Real far_y = larger(at.y - box.y2, box.y1 - at.y) + Real(0.5) * box.height();
@@ -100,16 +100,16 @@ struct VariableAnchors {
 template <class Real>
 struct FixedAnchors {
   using Anchor = Box<Real>;
-  const Real* boxes;  // (A, 4), contiguous
+  Pointer<const Real> boxes;  // (A, 4), contiguous
   Real min_iou, ignore_from;
 
-  GA_HOST_DEVICE Anchor anchor(int64_t index) const { return read_box(boxes, index); }
+  GA_KERNEL Anchor anchor(int64_t index) const { return read_box(boxes, index); }
 
-  GA_HOST_DEVICE Real overlap(const Anchor& at, const Box<Real>& box) const {
+  GA_KERNEL Real overlap(const Anchor& at, const Box<Real>& box) const {
     return at.valid() && box.valid() ? box_iou(at, box) : Real(0);
   }
 
-  GA_HOST_DEVICE bool inside(const Anchor& at, const Box<Real>& ignore) const {
+  GA_KERNEL bool inside(const Anchor& at, const Box<Real>& ignore) const {
     return part_inside(at, ignore) >= ignore_from;
   }
 };
@@ -145,8 +145,8 @@ struct BestKey<double> {
 
 // Per box. float: two keys. double: one key, and anchors from the second pass.
 struct BestAnchors {
-  uint64_t *first_key, *last_key;  // 0 at the start
-  int64_t *first, *last;
+  Pointer<uint64_t> first_key, last_key;  // 0 at the start
+  Pointer<int64_t> first, last;
 };
 
 template <class Real, class Anchors>
@@ -156,58 +156,50 @@ struct Match {
   static constexpr int kBoxes = 16;                         // per tile
   static constexpr int kThreadsPerBox = kThreads / kBoxes;  // when a box looks for its anchor
   struct Shared {
-    Box<Real> box[kBoxes];
-    Real iou[kBoxes][kThreads + kThreadsPerBox];  // padded: two boxes of a warp in different banks
+    Array<Box<Real>, kBoxes> box;
+    // Padded: two boxes of a warp in different banks.
+    Array<Array<Real, kThreads + kThreadsPerBox>, kBoxes> iou;
   };
 
   Anchors anchors;
   ImageRanges ranges;
-  const Real *boxes, *ignore_boxes;  // (G, 4), contiguous
+  Pointer<const Real> boxes, ignore_boxes;  // (G, 4), contiguous
   int pass;
   BestAnchors best;
-  Real* iou;          // (A,)
-  int64_t* index;     // (A,)
-  int64_t* best_for;  // (A,) nobody so far
-  bool* ignored;      // (A,)
+  Pointer<Real> iou;          // (A,)
+  Pointer<int64_t> index;     // (A,)
+  Pointer<int64_t> best_for;  // (A,) nobody so far
+  Pointer<bool> ignored;      // (A,)
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
     Shared& shared = block.template shared<Shared>();
+    const int thread = block.thread();
     const int image = ranges.image_of_block(block.index());
     const int64_t first = ranges.anchor[image] + (block.index() - ranges.block[image]) * kThreads;
     const int64_t count = smaller(ranges.anchor[image + 1] - first, int64_t(kThreads));
-    PerThread<Block, typename Anchors::Anchor> anchor;
-    PerThread<Block, Real> top;
-    PerThread<Block, int64_t> top_box;
-    block.each([&](int thread) {
-      if (thread < count) anchor[thread] = anchors.anchor(first + thread);
-      top[thread] = 0, top_box[thread] = kNobody;
-    });
+    const auto anchor = anchors.anchor(first + clamped(int64_t(thread), int64_t(0), count - 1));
+    Real top = 0;
+    int64_t top_box = kNobody;
     for (int64_t tile = ranges.box[image]; tile < ranges.box[image + 1]; tile += kBoxes) {
       const int number = static_cast<int>(smaller(ranges.box[image + 1] - tile, int64_t(kBoxes)));
-      block.each([&](int thread) {
-        if (thread < number) shared.box[thread] = read_box(boxes, tile + thread);
-      });
-      block.each([&](int thread) {
-        for (int b = 0; b < number; ++b) {
-          const Real value = thread < count ? anchors.overlap(anchor[thread], shared.box[b]) : Real(0);
-          shared.iou[b][thread] = value;
-          if (value > top[thread]) top[thread] = value, top_box[thread] = tile + b;
-        }
-      });
-      block.each([&](int thread) {
-        const int b = thread / kThreadsPerBox;
-        if (b < number) offer(tile + b, shared.iou[b], thread % kThreadsPerBox, first);
-      });
+      if (within(thread, number)) shared.box[thread] = read_box(boxes, tile + thread);
+      block.sync();
+      for (int b = 0; b < number; ++b) {
+        const Real value = within(thread, count) ? anchors.overlap(anchor, shared.box[b]) : Real(0);
+        shared.iou[b][thread] = value;
+        if (value > top) top = value, top_box = tile + b;
+      }
+      block.sync();
+      const int b = thread / kThreadsPerBox;
+      if (within(b, number)) offer(tile + b, shared.iou[b], thread % kThreadsPerBox, first);
     }
-    block.each([&](int thread) {
-      if (thread >= count || pass > 0) return;
-      const bool kept = top_box[thread] >= 0 && top[thread] >= anchors.min_iou;
-      iou[first + thread] = kept ? top[thread] : Real(0);
-      index[first + thread] = kept ? top_box[thread] : kNobody;
-      best_for[first + thread] = kNobody;
-      ignored[first + thread] = in_ignore_box(anchor[thread], image);
-    });
+    if (!within(thread, count) || pass > 0) return;
+    const bool kept = top_box >= 0 && top >= anchors.min_iou;
+    iou[first + thread] = kept ? top : Real(0);
+    index[first + thread] = kept ? top_box : kNobody;
+    best_for[first + thread] = kNobody;
+    ignored[first + thread] = in_ignore_box(anchor, image);
   }
 
  private:
@@ -220,7 +212,8 @@ struct Match {
   }
 
   // The best of every kThreadsPerBox-th anchor of the block, the first and the last of them, offered to the box.
-  GA_KERNEL void offer(int64_t box, const Real* row, int part, int64_t begin) const {
+  template <class Row>
+  GA_KERNEL void offer(int64_t box, const Row& row, int part, int64_t begin) const {
     Real value = 0;
     int first = 0, last = 0;
     for (int i = part; i < kThreads; i += kThreadsPerBox) {
@@ -230,17 +223,17 @@ struct Match {
     if (!(value > 0)) return;
     const uint64_t key = Key::of_first(value, begin + first);
     if constexpr (Key::kPasses == 1) {
-      raise(&best.first_key[box], key);
-      raise(&best.last_key[box], Key::of_last(value, begin + last));
+      raise(best.first_key + box, key);
+      raise(best.last_key + box, Key::of_last(value, begin + last));
     } else if (pass == 0) {
-      raise(&best.first_key[box], key);
+      raise(best.first_key + box, key);
     } else if (key == best.first_key[box]) {
-      atomic_min(&best.first[box], begin + first);
-      atomic_max(&best.last[box], begin + last);
+      atomic_min(best.first + box, begin + first);
+      atomic_max(best.last + box, begin + last);
     }
   }
 
-  GA_KERNEL static void raise(uint64_t* to, uint64_t key) {
+  GA_KERNEL static void raise(const Pointer<uint64_t>& to, uint64_t key) {
     if (key > read_now(to)) atomic_max(to, key);
   }
 };
@@ -250,7 +243,7 @@ template <class Real>
 struct StoreBest {
   BestAnchors best;
   Real min_iou;
-  Real* iou;
+  Pointer<Real> iou;
 
   GA_KERNEL void operator()(int64_t g) const {
     using Key = BestKey<Real>;
@@ -271,21 +264,19 @@ struct MarkBest {
   static constexpr int kThreads = 256;
   using Shared = NoShared;
   Anchors anchors;
-  const Real *boxes, *gt_iou;
-  const int64_t *first, *last;  // of the best anchors, per box
-  Real least;                   // IoU of a box that takes part
-  int64_t* best_for;
+  Pointer<const Real> boxes, gt_iou;
+  Pointer<const int64_t> first, last;  // of the best anchors, per box
+  Real least;                          // IoU of a box that takes part
+  Pointer<int64_t> best_for;
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
     const int64_t g = block.index();
     if (first[g] < 0 || gt_iou[g] < least) return;
     const Box<Real> box = read_box(boxes, g);
-    block.each([&](int thread) {
-      for (int64_t i = first[g] + thread; i <= last[g]; i += kThreads) {
-        if (anchors.overlap(anchors.anchor(i), box) == gt_iou[g]) atomic_max(&best_for[i], g);
-      }
-    });
+    for (int64_t i = first[g] + block.thread(); within(i, last[g] + 1); i += kThreads) {
+      if (anchors.overlap(anchors.anchor(i), box) == gt_iou[g]) atomic_max(best_for + i, g);
+    }
   }
 };
 
@@ -309,11 +300,11 @@ struct PaintRegions {
   int num_levels;
   int64_t locations_per_image;
   ImageRanges ranges;
-  const Real* boxes;
+  Pointer<const Real> boxes;
   RegionRule rule;
   Painting painting;
-  int8_t* labels;   // of the launch's first image
-  uint64_t* ranks;  // the same, for the release's rule; 0 at the start
+  Pointer<int8_t> labels;   // of the launch's first image
+  Pointer<uint64_t> ranks;  // the same, for the release's rule; 0 at the start
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
@@ -350,23 +341,21 @@ struct PaintRegions {
     const int64_t width = cells.columns.last - cells.columns.first, height = cells.rows.last - cells.rows.first;
     if (width <= 0 || height <= 0) return;
     const int64_t map = at.image * locations_per_image + shape.first;
-    block.each([&](int thread) {
-      for (int64_t i = thread; i < width * height; i += kThreads) {
-        const int64_t cell = map + (cells.rows.first + i / width) * shape.width + cells.columns.first + i % width;
-        if (rank != 0) {
-          atomic_max(&ranks[cell], rank);
-        } else {
-          labels[cell] = region == Region::kCentre ? 1 : -1;
-        }
+    for (int64_t i = block.thread(); within(i, width * height); i += kThreads) {
+      const int64_t cell = map + (cells.rows.first + i / width) * shape.width + cells.columns.first + i % width;
+      if (rank != 0) {
+        atomic_max(ranks + cell, rank);
+      } else {
+        labels[cell] = region == Region::kCentre ? 1 : -1;
       }
-    });
+    }
   }
 };
 
 // The label of the last box that painted a cell: odd ranks are centres.
 struct StoreRanks {
-  const uint64_t* ranks;
-  int8_t* labels;
+  Pointer<const uint64_t> ranks;
+  Pointer<int8_t> labels;
 
   GA_KERNEL void operator()(int64_t i) const {
     if (ranks[i] != 0) labels[i] = ranks[i] % 2 ? 1 : -1;

@@ -22,20 +22,21 @@ Tensor nms_mask(Tensor boxes, std::optional<Tensor> groups, std::optional<Tensor
   if (valid) dense_valid = torch::stable::contiguous(*valid);
   const Tensor bits = torch::stable::new_empty(boxes, {batch, count, words}, ScalarType::Long);
   const auto pairs = [&]<class Real>(Real) {
-    const PairBits<Real> kernel{.boxes = static_cast<const Box<Real>*>(dense.data_ptr()),
-                                .groups = groups ? static_cast<const int64_t*>(dense_groups.data_ptr()) : nullptr,
+    const PairBits<Real> kernel{.boxes = pointer_to<const Box<Real>>(dense),
+                                .groups = groups ? pointer_to<const int64_t>(dense_groups) : nullptr,
                                 .count = count,
                                 .words = words,
+                                .by_words = Divisor(words),
                                 .iou_threshold = iou_threshold,
-                                .bits = static_cast<uint64_t*>(bits.data_ptr())};
+                                .bits = pointer_to<uint64_t>(bits)};
     device.launch("nms_pairs", kernel, kernel.blocks(batch));
   };
   boxes.scalar_type() == ScalarType::Double ? pairs(double{}) : pairs(float{});
-  const Sweep sweep{.bits = static_cast<const uint64_t*>(bits.data_ptr()),
-                    .valid = valid ? static_cast<const bool*>(dense_valid.data_ptr()) : nullptr,
+  const Sweep sweep{.bits = pointer_to<const uint64_t>(bits),
+                    .valid = valid ? pointer_to<const bool>(dense_valid) : nullptr,
                     .count = count,
                     .words = words,
-                    .kept = static_cast<bool*>(mask.data_ptr())};
+                    .kept = pointer_to<bool>(mask)};
   device.launch("nms_sweep", sweep, batch);
   return mask;
 }

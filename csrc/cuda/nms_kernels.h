@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../nms.h"
-#include "grid.h"
+#include "divisor.h"
 
 namespace ga_scope::cuda {
 
@@ -18,89 +18,87 @@ template <class Real>
 struct PairBits {
   static constexpr int kThreads = kTile;
   struct Shared {
-    Box<Real> box[kTile];
-    int64_t group[kTile];
+    Array<Box<Real>, kTile> box;
+    Array<int64_t, kTile> group;
   };
-  const Box<Real>* boxes;  // (B, K)
-  const int64_t* groups;   // (B, K), or null: all of one
-  int64_t count, words;    // K, K / 64 rounded up
+  Pointer<const Box<Real>> boxes;  // (B, K)
+  Pointer<const int64_t> groups;   // (B, K), or null: all of one
+  int64_t count, words;            // K, K / 64 rounded up
+  Divisor by_words;
   double iou_threshold;
-  uint64_t* bits;  // (B, K, words)
+  Pointer<uint64_t> bits;  // (B, K, words)
 
   int64_t blocks(int64_t batch) const { return batch * words * words; }
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
-    const int64_t batch = block.index() / (words * words), tiles = block.index() % (words * words);
-    const int64_t row = tiles / words, column = tiles % words;
+    const int64_t tile_row = by_words.divide(block.index()), column = block.index() - tile_row * words;
+    const int64_t batch = by_words.divide(tile_row), row = tile_row - batch * words;
     if (column < row) return;
     Shared& shared = block.template shared<Shared>();
     const int64_t first = batch * count;
-    block.each([&](int thread) {
-      const int64_t j = column * kTile + thread;
-      if (j >= count) return;
+    const int thread = block.thread();
+    const int64_t j = column * kTile + thread;
+    if (within(j, count)) {
       shared.box[thread] = boxes[first + j];
-      shared.group[thread] = groups ? groups[first + j] : 0;
-    });
-    block.each([&](int thread) {
-      const int64_t i = row * kTile + thread;
-      if (i >= count) return;
-      const Box<Real> box = boxes[first + i];
-      const int64_t group = groups ? groups[first + i] : 0;
-      const int end = static_cast<int>(smaller(count - column * kTile, int64_t(kTile)));
-      uint64_t word = 0;
-      for (int j = row == column ? thread + 1 : 0; j < end; ++j) {
-        if (group == shared.group[j] && suppresses(box, shared.box[j], iou_threshold)) word |= uint64_t(1) << j;
-      }
-      bits[(first + i) * words + column] = word;
-    });
+      shared.group[thread] = groups != nullptr ? groups[first + j] : 0;
+    }
+    block.sync();
+    const int64_t i = row * kTile + thread;
+    if (!within(i, count)) return;
+    const Box<Real> box = boxes[first + i];
+    const int64_t group = groups != nullptr ? groups[first + i] : 0;
+    const int end = static_cast<int>(smaller(count - column * kTile, int64_t(kTile)));
+    uint64_t word = 0;
+    for (int k = row == column ? thread + 1 : 0; within(k, end); ++k) {
+      if (group == shared.group[k] && suppresses(box, shared.box[k], iou_threshold)) word |= uint64_t(1) << k;
+    }
+    bits[(first + i) * words + column] = word;
   }
 };
 
 struct Sweep {
   static constexpr int kThreads = 256;
   struct Shared {
-    uint64_t gone[kMostWords];  // boxes that are suppressed, or were not valid
-    uint64_t diagonal[kTile];   // of the tile
-    uint64_t survivors;         // of the tile
+    Array<uint64_t, kMostWords> gone;  // boxes that are suppressed, or were not valid
+    Array<uint64_t, kTile> diagonal;   // of the tile
+    uint64_t survivors;                // of the tile
   };
-  const uint64_t* bits;  // PairBits'
-  const bool* valid;     // (B, K), or null: all are
+  Pointer<const uint64_t> bits;  // PairBits'
+  Pointer<const bool> valid;     // (B, K), or null: all are
   int64_t count, words;
-  bool* kept;  // (B, K)
+  Pointer<bool> kept;  // (B, K)
 
   template <class Block>
   GA_KERNEL void operator()(Block& block) const {
     Shared& shared = block.template shared<Shared>();
     const int64_t first = block.index() * count;
-    block.each([&](int thread) {
-      for (int64_t w = thread; w < words; w += kThreads) shared.gone[w] = not_valid(first, w);
-    });
+    const int thread = block.thread();
+    for (int64_t w = thread; within(w, words); w += kThreads) shared.gone[w] = not_valid(first, w);
     for (int64_t tile = 0; tile < words; ++tile) {
       const int64_t begin = tile * kTile;
-      block.each([&](int thread) {
-        if (thread >= kTile) return;
-        shared.diagonal[thread] = begin + thread < count ? bits[(first + begin + thread) * words + tile] : 0;
-      });
-      block.each([&](int thread) {
-        if (thread > 0) return;
+      if (within(thread, kTile)) {
+        const bool there = within(begin + thread, count);
+        shared.diagonal[thread] = there ? bits[(first + begin + thread) * words + tile] : 0;
+      }
+      block.sync();
+      if (thread == 0) {
         uint64_t left = ~shared.gone[tile];
         for (int i = 0; i < kTile; ++i) {
           if (left >> i & 1) left &= ~shared.diagonal[i];
         }
         shared.survivors = left;
-      });
-      block.each([&](int thread) {
-        const uint64_t survivors = shared.survivors;
-        if (thread < kTile && begin + thread < count) kept[first + begin + thread] = survivors >> thread & 1;
-        for (int64_t w = tile + 1 + thread; w < words; w += kThreads) {
-          uint64_t gone = shared.gone[w];
-          for (int i = 0; i < kTile; ++i) {
-            if (survivors >> i & 1) gone |= bits[(first + begin + i) * words + w];
-          }
-          shared.gone[w] = gone;
+      }
+      block.sync();
+      const uint64_t survivors = shared.survivors;
+      if (thread < kTile && within(begin + thread, count)) kept[first + begin + thread] = survivors >> thread & 1;
+      for (int64_t w = tile + 1 + thread; within(w, words); w += kThreads) {
+        uint64_t gone = shared.gone[w];
+        for (int i = 0; i < kTile; ++i) {
+          if (survivors >> i & 1) gone |= bits[(first + begin + i) * words + w];
         }
-      });
+        shared.gone[w] = gone;
+      }
     }
   }
 
@@ -109,7 +107,7 @@ struct Sweep {
     uint64_t word = 0;
     for (int i = 0; i < kTile; ++i) {
       const int64_t j = w * kTile + i;
-      if (j >= count || (valid && !valid[first + j])) word |= uint64_t(1) << i;
+      if (!within(j, count) || (valid != nullptr && !valid[first + j])) word |= uint64_t(1) << i;
     }
     return word;
   }

@@ -1,16 +1,23 @@
-// The grid of cuda/grid.h on the host, for tests: blocks one after the other, the threads between two
-// barriers in a random order, shared memory full of NaN at the start, tensor-core instructions lane by
-// lane as the PTX manual lays their registers out.
+// The grid of cuda/grid.h on the host, for tests: every thread of a block is a fiber, and which one runs is drawn at
+// random. What a GPU leaves undefined is an error here, or a wrong number:
+//
+//   shared memory     full of NaN at the start; indices of its arrays are checked
+//   global memory     pointers know what they may point at
+//   barriers          of threads that wait for each other in vain, or at different places
+//   warp operations   of lanes that do not all come
+//   copies            land when their thread waits for them; until then their target is NaN
+//   vectors           are aligned
+//   ldmatrix          reads eight rows from different banks
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
-#include <random>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -18,93 +25,375 @@
 #include <vector>
 
 #include "../compute_type.h"
+#include "fibers.h"
+#include "mutations.h"
 
 #define GA_KERNEL inline
 #define GA_UNROLL
 #define GA_UNROLL_TWICE
+#define GA_NO_UNROLL
 #define GA_SCOPE_DISPATCH_KEY CPU
 
 namespace ga_scope::cuda {
 
+using testing::mutations;
+using testing::Where;
+
 constexpr bool kSimulated = true;
+constexpr int kWarpLanes = 32;
 
-// A plausible device: few processors, so that small tests meet both tile heights.
-class Device {
- public:
-  explicit Device(const torch::stable::Tensor&) {}
-  int processors() const { return 2; }
-  int64_t shared_bytes() const { return 227 << 10; }
-  bool has_tensor_cores() const { return true; }
+[[noreturn]] inline void fail(const std::string& text) { throw std::runtime_error(text); }
 
-  template <class Kernel>
-  void launch(const char* name, const Kernel& kernel, int64_t blocks) const;
-};
-
-inline std::string launches;  // the kernels that ran, for tests to ask
-
-inline std::vector<int> random_order(int count) {
-  static std::minstd_rand random(1);
-  std::vector<int> order(count);
-  std::iota(order.begin(), order.end(), 0);
-  // A rotation, forwards or backwards: cheap, and every pair of threads meets in both orders.
-  std::rotate(order.begin(), order.begin() + random() % std::max(count, 1), order.end());
-  if (random() % 2) std::reverse(order.begin(), order.end());
-  return order;
+inline bool same(const Where& a, const Where& b) { return a.line() == b.line() && a.column() == b.column(); }
+inline std::string place_of(const Where& where) {
+  return std::string(where.file_name()) + ":" + std::to_string(where.line());
 }
 
-struct SimulatedWarp;
+// ---- memory -------------------------------------------------------------------------------------
 
-struct SimulatedBlock {
-  int64_t block;
-  int threads;
-  unsigned char* memory;
+// A pointer to numbers of a tensor that knows where they end.
+template <class T>
+class Pointer {
+ public:
+  Pointer() = default;
+  Pointer(std::nullptr_t) {}
+  Pointer(T* at, const void* begin, const void* end)
+      : at_(at), begin_(reinterpret_cast<uintptr_t>(begin)), end_(reinterpret_cast<uintptr_t>(end)) {}
+  template <class U>
+    requires std::is_same_v<const U, T>
+  Pointer(const Pointer<U>& other) : at_(other.at_), begin_(other.begin_), end_(other.end_) {}
 
-  template <class Value>
-  struct PerThread {
-    std::vector<Value> value = std::vector<Value>(1024);
-    Value& operator[](int thread) { return value[thread]; }
+  T& operator*() const { return *check(sizeof(T)); }
+  T& operator[](int64_t i) const { return *(*this + i); }
+  Pointer operator+(int64_t i) const {
+    Pointer result = *this;
+    result.at_ = reinterpret_cast<T*>(address() + i * static_cast<int64_t>(sizeof(T)));
+    return result;
+  }
+  Pointer& operator+=(int64_t i) { return *this = *this + i; }
+  explicit operator bool() const { return at_ != nullptr; }
+  bool operator==(std::nullptr_t) const { return at_ == nullptr; }
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(at_); }
+
+  // The address, if this many bytes from there on belong to the tensor.
+  T* check(size_t bytes) const {
+    if (address() < begin_ || address() + bytes > end_) {
+      fail("global memory: " + std::to_string(bytes) + " bytes at " +
+           std::to_string(static_cast<int64_t>(address() - begin_)) + " of " + std::to_string(end_ - begin_));
+    }
+    return at_;
+  }
+
+ private:
+  template <class U>
+  friend class Pointer;
+  T* at_ = nullptr;
+  uintptr_t begin_ = 0, end_ = 0;
+};
+
+template <class T>
+Pointer<T> pointer_to(const torch::stable::Tensor& tensor) {
+  int64_t numbers = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    numbers = tensor.size(d) == 0 ? 0 : numbers + (tensor.size(d) - 1) * tensor.stride(d);
+    if (numbers == 0) break;
+  }
+  auto* begin = static_cast<unsigned char*>(tensor.data_ptr());
+  return {reinterpret_cast<T*>(begin), begin, begin + numbers * static_cast<int64_t>(tensor.element_size())};
+}
+
+template <class T>
+uintptr_t address_of(const Pointer<T>& pointer) {
+  return pointer.address();
+}
+
+// `bytes` i times further on.
+template <class T>
+Pointer<T> element(const Pointer<T>& base, int32_t i, int32_t bytes) {
+  return base + int64_t(i) * bytes / static_cast<int64_t>(sizeof(T));
+}
+
+// A number of bytes further on, not negative.
+template <class T>
+Pointer<T> further(const Pointer<T>& base, int32_t bytes) {
+  if (bytes < 0 || bytes % sizeof(T) != 0) fail("further: " + std::to_string(bytes) + " bytes");
+  return base + bytes / static_cast<int64_t>(sizeof(T));
+}
+
+inline void check_aligned(const char* what, uintptr_t address, size_t bytes) {
+  if (address % bytes != 0) fail(std::string(what) + ": not aligned to " + std::to_string(bytes) + " bytes");
+}
+
+template <class T>
+T load_number(const Pointer<const T>& from) {
+  return *from;
+}
+// Numbers that a kernel holds in registers and moves at once.
+template <class Vector, class T>
+Vector load_vector(const Pointer<const T>& from) {
+  check_aligned("load_vector", from.address(), sizeof(Vector));
+  Vector vector;
+  std::memcpy(&vector, from.check(sizeof vector), sizeof vector);
+  return vector;
+}
+template <class Vector, class T>
+void store_vector(const Pointer<T>& to, const Vector& vector) {
+  check_aligned("store_vector", to.address(), sizeof vector);
+  std::memcpy(to.check(sizeof vector), &vector, sizeof vector);
+}
+template <class Vector>
+void store_shared(void* to, const Vector& vector) {
+  check_aligned("store_shared", reinterpret_cast<uintptr_t>(to), sizeof vector);
+  std::memcpy(to, &vector, sizeof vector);
+}
+// Or zeros where `flag` has the bits `zeros`.
+template <class Vector>
+void store_shared_unless(void* to, const Vector& vector, float flag, uint32_t zeros) {
+  uint32_t bits;
+  std::memcpy(&bits, &flag, sizeof bits);
+  store_shared(to, bits == zeros ? Vector{} : vector);
+}
+
+// An array of shared memory.
+template <class T, int kCount>
+struct Array {
+  T value[kCount];
+
+  T& operator[](int64_t i) { return value[check(i)]; }
+  const T& operator[](int64_t i) const { return value[check(i)]; }
+
+ private:
+  static int64_t check(int64_t i) {
+    if (i < 0 || i >= kCount) fail("shared memory: index " + std::to_string(i) + " of " + std::to_string(kCount));
+    return i;
+  }
+};
+
+// i < end, and the number of those that lie in [low, high]: bounds, which tests delete one by one.
+template <class I, class N>
+bool within(I i, N end, const Where& where = Where::current()) {
+  return mutations.deletes("bound", where) || i < end;
+}
+template <class I>
+I clamped(I i, I low, I high, const Where& where = Where::current()) {
+  return mutations.deletes("clamp", where) ? i : std::min(std::max(i, low), high);
+}
+// Bits that spread addresses over the banks of shared memory.
+inline int swizzle(int bits, const Where& where) { return mutations.deletes("swizzle", where) ? 0 : bits; }
+
+// ---- a block ------------------------------------------------------------------------------------
+
+// What the threads of the block that runs share.
+class BlockState {
+ public:
+  static constexpr int kBarriers = 16;
+
+  BlockState(testing::Fibers& fibers, int threads) : fibers_(fibers), threads_(threads), warps_(threads / kWarpLanes) {
+    for (auto& barrier : barriers_) barrier.lanes.assign(warps_.size(), 0);
+  }
+
+  // Arrives at a barrier that `expected` threads come to, and waits there or not.
+  void arrive(int number, int expected, bool wait, bool same_place, const Where& where) {
+    Barrier& barrier = barriers_[number];
+    const int thread = fibers_.running();
+    if (barrier.arrived == 0) barrier.expected = expected, barrier.where = where;
+    if (barrier.expected != expected)
+      fail("barrier: of " + std::to_string(barrier.expected) + " threads and of others");
+    if (same_place && !same(barrier.where, where)) {
+      fail("barrier: threads of a block at " + place_of(barrier.where) + " and at " + place_of(where));
+    }
+    if (++barrier.lanes[thread / kWarpLanes] > kWarpLanes) fail("barrier: a warp came twice, at " + place_of(where));
+    if (wait) barrier.waiting.push_back(thread);
+    if (++barrier.arrived < expected) {
+      if (wait) fibers_.wait({"a barrier", where.file_name(), static_cast<int>(where.line())});
+      return;
+    }
+    for (int& lanes : barrier.lanes) {
+      if (lanes % kWarpLanes != 0) fail("barrier: part of a warp, at " + place_of(where));
+      lanes = 0;
+    }
+    barrier.arrived = 0;
+    for (int other : std::exchange(barrier.waiting, {})) {
+      if (other != thread) fibers_.make_ready(other);
+    }
+  }
+
+  // The lanes of a warp meet; the last one does the work on what all of them bring.
+  template <class Part, class Work>
+  void meet(const char* what, Part& part, const Where& where, const Work& work) {
+    const int thread = fibers_.running();
+    Meeting& meeting = warps_[thread / kWarpLanes];
+    if (meeting.arrived == 0) meeting.what = what, meeting.where = where;
+    if (!same(meeting.where, where) || meeting.what != what) {
+      fail(std::string("a warp at ") + meeting.what + ", " + place_of(meeting.where) + ", and at " + what + ", " +
+           place_of(where));
+    }
+    meeting.parts[thread % kWarpLanes] = &part;
+    if (++meeting.arrived < kWarpLanes) {
+      fibers_.wait({what, where.file_name(), static_cast<int>(where.line())});
+      return;
+    }
+    Part* parts[kWarpLanes];
+    for (int lane = 0; lane < kWarpLanes; ++lane) parts[lane] = static_cast<Part*>(meeting.parts[lane]);
+    work(parts);
+    meeting.arrived = 0;
+    for (int lane = 0; lane < kWarpLanes; ++lane) {
+      if (lane != thread % kWarpLanes) fibers_.make_ready(thread / kWarpLanes * kWarpLanes + lane);
+    }
+  }
+
+ private:
+  struct Barrier {
+    int arrived = 0, expected = 0;
+    Where where;
+    std::vector<int> waiting, lanes;  // lanes: that have come, of each warp
+  };
+  struct Meeting {
+    int arrived = 0;
+    const char* what;
+    Where where;
+    void* parts[kWarpLanes];
   };
 
-  int64_t index() const { return block; }
+  testing::Fibers& fibers_;
+  int threads_;
+  Barrier barriers_[kBarriers];
+  std::vector<Meeting> warps_;
+};
+
+struct Warp;
+
+// A thread's view of its block.
+class SimulatedBlock {
+ public:
+  SimulatedBlock(BlockState& state, int64_t index, int threads, int thread, unsigned char* memory)
+      : state_(state), index_(index), threads_(threads), thread_(thread), memory_(memory) {}
+
+  int64_t index() const { return index_; }
+  int thread() const { return thread_; }
+  Warp warp() const;
+  Warp warp_anew() const;
 
   template <class Shared>
   Shared& shared() const {
-    return *reinterpret_cast<Shared*>(memory);
+    return *reinterpret_cast<Shared*>(memory_);
   }
 
-  template <class Work>
-  void each(const Work& work) const {
-    for (int thread : random_order(threads)) work(thread);
+  void sync(const Where& where = Where::current()) {
+    if (!mutations.deletes("barrier", where)) state_.arrive(0, threads_, true, true, where);
+  }
+  void sync(int barrier, int threads, const Where& where = Where::current()) const {
+    if (!mutations.deletes("barrier", where)) state_.arrive(barrier, threads, true, false, where);
+  }
+  void arrive(int barrier, int threads, const Where& where = Where::current()) const {
+    if (!mutations.deletes("arrival", where)) state_.arrive(barrier, threads, false, false, where);
   }
 
-  template <class Pipeline>
-  void pipeline(const Pipeline& work, int steps) const;
+  void copy(void* to, const void* from, size_t bytes) {
+    std::memset(to, 0xff, 16);  // what a copy's target holds until it has landed
+    copies_.push_back({to, from, bytes, groups_});
+  }
+  void commit() { ++groups_; }
+  void land(int groups_left) {
+    size_t kept = 0;
+    for (const Copy& copy : copies_) {
+      if (copy.group + groups_left >= groups_) {
+        copies_[kept++] = copy;
+      } else {
+        std::memset(copy.to, 0, 16);
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
+    }
+    copies_.resize(kept);
+  }
+  // When the thread has ended.
+  void check_ended() const {
+    if (!copies_.empty()) fail("copies: a thread ended without waiting for its own");
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    int group;
+  };
+
+  BlockState& state_;
+  int64_t index_;
+  int threads_, thread_;
+  unsigned char* memory_;
+  std::vector<Copy> copies_;
+  int groups_ = 0;
+  friend struct Warp;
 };
 
+// ---- the device ---------------------------------------------------------------------------------
+
+// A plausible device: few processors, so that small tests meet every tile. Tests may ask for another.
+struct SimulatedDevice {
+  int processors = 2;
+  int64_t shared_bytes = 227 << 10;
+};
+inline SimulatedDevice simulated_device;
+inline std::string launches;  // the kernels that ran, for tests to ask
+
 template <class Kernel>
-void Device::launch(const char* name, const Kernel& kernel, int64_t blocks) const {
-  launches += (launches.empty() ? "" : " ") + std::string(name);
-  constexpr size_t kBytes = (sizeof(typename Kernel::Shared) + 127) / 128 * 128;
-  if (static_cast<int64_t>(kBytes) > shared_bytes()) throw std::runtime_error(std::string(name) + ": shared memory");
-  unsigned char* memory = static_cast<unsigned char*>(std::aligned_alloc(128, kBytes));
-  for (int64_t index = 0; index < blocks; ++index) {
-    std::memset(memory, 0xff, kBytes);  // NaN in every floating-point type
-    SimulatedBlock block{index, Kernel::kThreads, memory};
-    kernel(block);
+int64_t shared_bytes_of(const Kernel& kernel) {
+  if constexpr (requires { kernel.shared_bytes(); }) {
+    return kernel.shared_bytes();
+  } else {
+    return sizeof(typename Kernel::Shared);
   }
-  std::free(memory);
 }
 
-// ---- atomics ------------------------------------------------------------------------------------
+class Device {
+ public:
+  explicit Device(const torch::stable::Tensor&) {}
+  int processors() const { return simulated_device.processors; }
+  int64_t shared_bytes() const { return simulated_device.shared_bytes; }
+  bool has_tensor_cores() const { return true; }
+
+  template <class Kernel>
+  void launch(const char* name, const Kernel& kernel, int64_t blocks) const {
+    launches += (launches.empty() ? "" : " ") + std::string(name);
+    static testing::Fibers fibers(1);
+    const size_t bytes = (shared_bytes_of(kernel) + 127) / 128 * 128;
+    if (static_cast<int64_t>(bytes) > shared_bytes()) fail(std::string(name) + ": shared memory");
+    const std::unique_ptr<unsigned char, decltype(&std::free)> memory(
+        static_cast<unsigned char*>(std::aligned_alloc(128, bytes)), &std::free);
+    for (int64_t index = 0; index < blocks; ++index) {
+      std::memset(memory.get(), 0xff, bytes);  // NaN in every floating-point type
+      BlockState state(fibers, Kernel::kThreads);
+      fibers.run(Kernel::kThreads, kWarpLanes, [&](int thread) {
+        SimulatedBlock block(state, index, Kernel::kThreads, thread, memory.get());
+        kernel(block);
+        block.check_ended();
+      });
+    }
+  }
+};
+
+// ---- numbers and atomics ------------------------------------------------------------------------
 
 template <class Real>
-inline void atomic_add(Real* to, Real value) {
+inline void atomic_add(const Pointer<Real>& to, Real value) {
   *to += value;
 }
-inline void atomic_max(uint64_t* to, uint64_t value) { *to = std::max(*to, value); }
-inline void atomic_max(int64_t* to, int64_t value) { *to = std::max(*to, value); }
-inline void atomic_min(int64_t* to, int64_t value) { *to = std::min(*to, value); }
-inline uint64_t read_now(const uint64_t* from) { return *from; }
+// Four neighbours at once, on a 16-byte boundary.
+inline void atomic_add4(const Pointer<float>& to, const float (&value)[4]) {
+  check_aligned("atomic_add4", to.address(), 16);
+  for (int i = 0; i < 4; ++i) to[i] += value[i];
+}
+template <class Integer>
+void atomic_max(const Pointer<Integer>& to, Integer value) {
+  *to = std::max(*to, value);
+}
+template <class Integer>
+void atomic_min(const Pointer<Integer>& to, Integer value) {
+  *to = std::min(*to, value);
+}
+inline uint64_t read_now(const Pointer<uint64_t>& from) { return *from; }
 inline uint64_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -125,27 +414,9 @@ inline double double_of_bits(uint64_t bits) {
   std::memcpy(&value, &bits, sizeof bits);
   return value;
 }
-
-template <class Vector>
-Vector load_global(const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("load_global: misaligned");
-  Vector vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
+inline uint64_t multiply_high(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
-
-// ---- copies and tensor cores --------------------------------------------------------------------
-
-inline void copy_async(void* to, const void* from, bool valid) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) throw std::runtime_error("copy_async: misaligned target");
-  if (!valid) {
-    std::memset(to, 0, 16);
-    return;
-  }
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("copy_async: misaligned source");
-  std::memcpy(to, from, 16);
-}
-inline void copies_done() {}
 
 // To 10 fraction bits, ties away from zero.
 inline float round_to_tf32(float value) {
@@ -153,96 +424,159 @@ inline float round_to_tf32(float value) {
   if ((bits & 0x7f800000u) != 0x7f800000u) bits = (bits + 0x1000u) & ~0x1fffu;
   return float_of_bits(bits);
 }
+template <class T>
+uint32_t pack(float low, float high) {
+  return static_cast<uint32_t>(T(low).x) | static_cast<uint32_t>(T(high).x) << 16;
+}
 
-struct SimulatedWarp {
-  int index;
+[[noreturn]] inline void refuse_location(int64_t location, int64_t row, int64_t limit) {
+  fail("locations: expected values in [0, " + std::to_string(limit) + "), got " + std::to_string(location) + " at " +
+       std::to_string(row));
+}
 
-  template <class Value, int kCount>
-  struct PerLane {
-    Value value[32][kCount] = {};
-    Value (&operator[](int lane)) [kCount] { return value[lane]; }
-  };
+// ---- copies -------------------------------------------------------------------------------------
 
-  template <class Work>
-  void each(const Work& work) const {
-    for (int lane = 0; lane < 32; ++lane) work(lane);
+// 16 bytes from global to shared memory, or zeros where not valid; landed for this thread after wait_for_copies.
+template <class Block, class T>
+void copy_async(Block& block, void* to, const Pointer<const T>& from, bool valid = true) {
+  check_aligned("copy_async: target", reinterpret_cast<uintptr_t>(to), 16);
+  check_aligned("copy_async: source", from.address(), 16);
+  block.copy(to, valid ? from.check(16) : nullptr, valid ? 16 : 0);
+}
+// The copies so far are a group.
+template <class Block>
+void commit_copies(Block& block) {
+  block.commit();
+}
+// Until at most the last kLeft groups have not landed.
+template <int kLeft, class Block>
+void wait_for_copies(Block& block, const Where& where = Where::current()) {
+  if (!mutations.deletes("wait", where)) block.land(kLeft);
+}
+
+// ---- warps --------------------------------------------------------------------------------------
+
+struct Warp {
+  const SimulatedBlock& block;
+  int index, lane;
+
+  // Another lane's value.
+  template <class Value>
+  Value shuffle(Value value, int from, const Where& where = Where::current()) const {
+    struct Part {
+      Value value, result;
+      int from;
+    } part{value, value, from};
+    block.state_.meet("shuffle", part, where, [](Part** parts) {
+      for (int lane = 0; lane < kWarpLanes; ++lane) parts[lane]->result = parts[parts[lane]->from]->value;
+    });
+    return part.result;
   }
-
-  struct Address {
-    uintptr_t byte[32];
-  };
-
-  template <class ByteOfLane>
-  Address address(const unsigned char* tile, const ByteOfLane& byte_of_lane) const {
-    Address result;
-    for (int lane = 0; lane < 32; ++lane) result.byte[lane] = reinterpret_cast<uintptr_t>(tile) + byte_of_lane(lane);
-    return result;
+  template <class Value>
+  Value shuffle_xor(Value value, int mask, const Where& where = Where::current()) const {
+    return shuffle(value, lane ^ mask, where);
   }
-
-  // ldmatrix: lane i receives row i / 4, word i % 4 of each matrix.
-  void load_matrices(PerLane<uint32_t, 4>& to, const Address& address, int flip, int offset) const {
-    for (int matrix = 0; matrix < 4; ++matrix) {
-      for (int lane = 0; lane < 32; ++lane) {
-        const uintptr_t row = (address.byte[8 * matrix + lane / 4] ^ flip) + offset;
-        if (row % 16 != 0) throw std::runtime_error("load_matrices: misaligned row");
-        std::memcpy(&to.value[lane][matrix], reinterpret_cast<const unsigned char*>(row) + 4 * (lane % 4), 4);
-      }
-    }
-  }
-
-  // mma.m16n8k16 (16-bit) and m16n8k8 (tf32): with g = lane / 4 and t = lane % 4, register 0 of A is row g and
-  // word t of the lower half of K, register 1 row g + 8, registers 2 and 3 the same of the upper half; those
-  // of B are column g of either half; those of C are (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
   template <class T>
-  void multiply(PerLane<float, 4>& sums, const PerLane<uint32_t, 4>& a, const PerLane<uint32_t, 4>& b, int half) const {
-    constexpr int kPerWord = 4 / sizeof(T), kHalf = 4 * kPerWord;
-    float rows[16][2 * kHalf], columns[8][2 * kHalf];
-    for (int lane = 0; lane < 32; ++lane) {
-      const int g = lane / 4, t = lane % 4;
-      for (int word = 0; word < 4; ++word)
-        unpack<T>(a.value[lane][word], &rows[g + word % 2 * 8][word / 2 * kHalf + t * kPerWord]);
-      for (int word = 0; word < 2; ++word)
-        unpack<T>(b.value[lane][2 * half + word], &columns[g][word * kHalf + t * kPerWord]);
-    }
-    for (int lane = 0; lane < 32; ++lane) {
-      const int g = lane / 4, t = lane % 4;
-      for (int i = 0; i < 4; ++i) {
-        const float* row = rows[g + i / 2 * 8];
-        const float* column = columns[2 * t + i % 2];
-        float total = sums.value[lane][i];
-        for (int k = 0; k < 2 * kHalf; ++k) total += row[k] * column[k];
-        sums.value[lane][i] = total;
+  Pointer<T> shuffle(const Pointer<T>& pointer, int from, const Where& where = Where::current()) const {
+    struct Part {
+      Pointer<T> value, result;
+      int from;
+    } part{pointer, pointer, from};
+    block.state_.meet("shuffle", part, where, [](Part** parts) {
+      for (int lane = 0; lane < kWarpLanes; ++lane) parts[lane]->result = parts[parts[lane]->from]->value;
+    });
+    return part.result;
+  }
+  // Bit i: lane i's condition.
+  uint32_t ballot(bool condition, const Where& where = Where::current()) const {
+    struct Part {
+      bool condition;
+      uint32_t result;
+    } part{condition, 0};
+    block.state_.meet("ballot", part, where, [](Part** parts) {
+      uint32_t bits = 0;
+      for (int lane = 0; lane < kWarpLanes; ++lane) bits |= uint32_t(parts[lane]->condition) << lane;
+      for (int lane = 0; lane < kWarpLanes; ++lane) parts[lane]->result = bits;
+    });
+    return part.result;
+  }
+
+  // Where a lane reads in a tile of shared memory.
+  using Address = uintptr_t;
+  static Address address(const unsigned char* tile, int byte) { return reinterpret_cast<uintptr_t>(tile) + byte; }
+
+  // ldmatrix, of the row that each lane names, at (address ^ flip) + offset: lane i receives row i / 4, word i % 4 of
+  // each of four 8 x 8 matrices, whose rows lanes 8 m .. 8 m + 7 name.
+  void load_matrices(uint32_t (&to)[4], Address address, int flip, int offset,
+                     const Where& where = Where::current()) const {
+    struct Part {
+      uintptr_t row;
+      uint32_t* to;
+    } part{(address ^ flip) + offset, to};
+    block.state_.meet("load_matrices", part, where, [](Part** parts) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        uint32_t banks = 0;
+        for (int i = 0; i < 8; ++i) {
+          const uintptr_t row = parts[8 * matrix + i]->row;
+          check_aligned("load_matrices", row, 16);
+          banks |= 1u << (row / 16 % 8);
+        }
+        if (banks != 0xff) fail("load_matrices: rows of a matrix share banks");
+        for (int lane = 0; lane < kWarpLanes; ++lane) {
+          const uintptr_t row = parts[8 * matrix + lane / 4]->row;
+          std::memcpy(&parts[lane]->to[matrix], reinterpret_cast<const unsigned char*>(row) + 4 * (lane % 4), 4);
+        }
       }
-    }
+    });
+  }
+
+  // mma.m16n8k16 (16-bit) and m16n8k8 (tf32), sums (16 x 8) += a b: with g = lane / 4 and t = lane % 4, register 0 of a
+  // is row g and word t of the lower half of K, register 1 row g + 8, registers 2 and 3 the same of the upper half; b's
+  // two are column g of either half; those of the sums are (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+  template <class T>
+  void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                const Where& where = Where::current()) const {
+    struct Part {
+      float* sums;
+      const uint32_t* a;
+      uint32_t b[2];
+    } part{sums, a, {b0, b1}};
+    block.state_.meet("multiply", part, where, [](Part** parts) {
+      constexpr int kPerWord = 4 / sizeof(T), kHalf = 4 * kPerWord;
+      float rows[16][2 * kHalf], columns[8][2 * kHalf];
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        for (int word = 0; word < 4; ++word)
+          unpack<T>(parts[lane]->a[word], &rows[g + word % 2 * 8][word / 2 * kHalf + t * kPerWord]);
+        for (int word = 0; word < 2; ++word) unpack<T>(parts[lane]->b[word], &columns[g][word * kHalf + t * kPerWord]);
+      }
+      for (int lane = 0; lane < kWarpLanes; ++lane) {
+        const int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; ++i) {
+          const float* row = rows[g + i / 2 * 8];
+          const float* column = columns[2 * t + i % 2];
+          float total = parts[lane]->sums[i];
+          for (int k = 0; k < 2 * kHalf; ++k) total += row[k] * column[k];
+          parts[lane]->sums[i] = total;
+        }
+      }
+    });
   }
 
  private:
   template <class T>
   static void unpack(uint32_t word, float* to) {
-    T values[4 / sizeof(T)];
-    std::memcpy(values, &word, 4);
-    for (size_t i = 0; i < 4 / sizeof(T); ++i) to[i] = static_cast<float>(values[i]);
+    if constexpr (sizeof(T) == 4) {  // the tensor cores do not see the lowest 13 bits
+      *to = float_of_bits(word & ~0x1fffu);
+    } else {
+      T values[2];
+      std::memcpy(values, &word, 4);
+      to[0] = static_cast<float>(values[0]), to[1] = static_cast<float>(values[1]);
+    }
   }
 };
 
-template <class Pipeline>
-void SimulatedBlock::pipeline(const Pipeline& work, int steps) const {
-  std::vector<typename Pipeline::template Sums<SimulatedWarp>> sums(Pipeline::kConsumerWarps);
-  const auto produce = [&](int step) {
-    for (int producer : random_order(Pipeline::kProducers)) work.produce(step, producer);
-  };
-  const auto consume = [&](int step) {
-    for (int warp : random_order(Pipeline::kConsumerWarps)) work.consume(step, SimulatedWarp{warp}, sums[warp]);
-  };
-  produce(0);
-  for (int step = 0; step < steps; ++step) {
-    // Between two barriers either role may be first.
-    const bool producers_first = step % 2 == 0;
-    if (producers_first && step + 1 < steps) produce(step + 1);
-    consume(step);
-    if (!producers_first && step + 1 < steps) produce(step + 1);
-  }
-  for (int warp : random_order(Pipeline::kConsumerWarps)) work.finish(SimulatedWarp{warp}, sums[warp]);
-}
+inline Warp SimulatedBlock::warp() const { return {*this, thread_ / kWarpLanes, thread_ % kWarpLanes}; }
+inline Warp SimulatedBlock::warp_anew() const { return warp(); }
 
 }  // namespace ga_scope::cuda

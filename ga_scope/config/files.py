@@ -1,6 +1,7 @@
 """Configuration files: yaml that runs no code, with the files that they build on."""
 
 import ast
+import difflib
 from pathlib import Path
 
 import yaml
@@ -10,17 +11,48 @@ from ..untrusted import check_file
 from .schema import flat
 
 BASE = "_BASE_"
+# The configurations that come with the project: beside the package in a checkout, within it where it is installed.
+CONFIGS = next(
+    (folder for folder in (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+     if (folder / "COCO-Detection").is_dir()),
+    None,
+)  # fmt: skip
 MOST_VALUES = 100_000
 
 
-def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
+def find_config(path, beside: Path | None = None) -> Path:
+    """A configuration's file: as named, or one of the project's, with or without ``.yaml``.
+
+    ``COCO-Detection/ga_faster_rcnn_R_50_FPN_1x`` so is the same file from any folder.
+
+    Args:
+        beside: the folder that a relative name starts from; default: the current one.
+
+    Raises:
+        ConfigError: there is no such file; names those that are similar.
+    """
+    named = (beside or Path()) / Path(path).expanduser()
+    if named.exists() or Path(path).is_absolute() or CONFIGS is None:
+        return named
+    inside = str(path).removeprefix("configs/")
+    for name in (inside, f"{inside}.yaml"):
+        if (CONFIGS / name).is_file():
+            return CONFIGS / name
+    known = {str(file.relative_to(CONFIGS).with_suffix("")): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+    by_stem = {Path(name).name: name for name in known}
+    close = difflib.get_close_matches(Path(inside).stem, by_stem, n=3, cutoff=0.5)
+    hint = f"; similar: {', '.join(by_stem[name] for name in close)}" if close else ""
+    raise ConfigError(f"{named}: no such configuration file, here or among the project's{hint}")
+
+
+def read_yaml(path, _chain: tuple[Path, ...] = (), beside: Path | None = None) -> tuple[dict, dict]:
     """What the bases of a file (``_BASE_``, one or a list) set, and what the file itself sets on top.
 
     Raises:
         ConfigError: the file is missing, no mapping, holds code, or builds on itself.
     """
     try:
-        path = Path(path).expanduser()
+        path = find_config(path, beside)
         if path.resolve() in _chain:
             raise ConfigError(f"{path}: builds on itself: {' -> '.join(str(p) for p in (*_chain, path.resolve()))}")
         check_file(path)
@@ -30,8 +62,8 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
         raise
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except Exception as error:  # yaml's own, and what its tags raise for values that they do not fit
         raise ConfigError(f"{path}: not a configuration: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not content:
@@ -41,7 +73,7 @@ def read_yaml(path, _chain: tuple[Path, ...] = ()) -> tuple[dict, dict]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE}: expected the name of a file, got {base!r}")
         try:
-            parts = read_yaml(path.parent / Path(base).expanduser(), (*_chain, path.resolve()))
+            parts = read_yaml(base, (*_chain, path.resolve()), path.parent)
         except ConfigError as error:
             raise ConfigError(f"{path}: {BASE}: {error}") from None
         for part in parts:

@@ -3,7 +3,7 @@
 from .catalog import load_dataset, register_datasets
 from .coco import load_coco_json
 from .dataset import Dataset, Records, check_classes
-from .images import folder_records, image_record, open_image, read_image
+from .images import image_record, open_image, read_image
 from .proposals import ProposalWriter, dump_proposals, load_proposals, loaded_proposals, with_proposals
 from .shapes import make_shapes
 
@@ -13,7 +13,6 @@ __all__ = [
     "Records",
     "check_classes",
     "dump_proposals",
-    "folder_records",
     "image_record",
     "load_coco_json",
     "load_dataset",

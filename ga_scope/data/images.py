@@ -1,7 +1,6 @@
 """Image files as the networks see them: upright, 8 bits, three channels."""
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,6 @@ from PIL import Image, ImageOps
 
 from ..errors import DatasetError
 from ..untrusted import check_file
-
-logger = logging.getLogger(__name__)
 
 # Pillow's modes of 16 bits a pixel. A network is trained on 8: the brightest of either is 255.
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -125,26 +122,6 @@ def image_record(path) -> dict:
     if turned:
         width, height = height, width
     return {"file_name": str(path), "image_id": Path(path).name, "height": height, "width": width}
-
-
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-
-def folder_records(folder) -> list[dict]:
-    """Dicts of the images of a folder, sorted by name; files that are no images are named in a warning.
-
-    Raises:
-        DatasetError: there are none.
-    """
-    found = []
-    for path in sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in EXTENSIONS):
-        try:
-            found.append(image_record(path))
-        except DatasetError as error:
-            logger.warning("left out: %s", error)
-    if not found:
-        raise DatasetError(f"{folder}: no images ({', '.join(sorted(EXTENSIONS))})")
-    return found
 
 
 def resized_shape(height: int, width: int, short_side: int, longest: int) -> tuple[int, int]:

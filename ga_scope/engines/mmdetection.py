@@ -77,6 +77,7 @@ def read_checkpoint(path) -> dict:
         ConversionError: no such file, or not a checkpoint.
     """
     try:
+        untrusted.check_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):

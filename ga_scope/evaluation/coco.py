@@ -159,8 +159,11 @@ def ground_truth(dataset: Dataset, one_class: bool = False) -> COCO:
     return coco
 
 
-def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
-    """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
+def accumulated(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict:
+    """pycocotools' ``eval``: ``precision`` (IoUs, 101 recalls, classes, areas, counts) and ``recall`` without recalls.
+
+    -1 where a class has no object.
+    """
     truth = ground_truth(dataset, one_class)
     index = {dataset.image(i)["image_id"]: i for i in range(len(dataset))}
     detections = [found | {"image_id": index[found["image_id"]]} for found in detections]
@@ -174,8 +177,13 @@ def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False
         evaluation.params.maxDets = list(DETECTION_COUNTS)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, counts)
-    recall = evaluation.eval["recall"]  # (IoUs, classes, areas, counts)
+    return evaluation.eval
+
+
+def precisions(dataset: Dataset, detections: list[dict], one_class: bool = False) -> dict[str, float]:
+    """COCO's AP and AR of boxes, and, of several classes, AP of each (``AP-name``)."""
+    found = accumulated(dataset, detections, one_class)
+    precision, recall = found["precision"], found["recall"]
     values = {"AP": _mean(precision[:, :, :, 0, -1])}
     values |= {f"AP{50 + 5 * i}": _mean(precision[i, :, :, 0, -1]) for i in (0, 5)}
     values |= {f"AP_{area[0].upper()}": _mean(precision[:, :, :, a, -1]) for a, area in enumerate(AREAS) if a}

@@ -11,6 +11,22 @@ from .diagnosis import Diagnosis
 from .mended import MendedEvaluation
 
 
+def diagnosis_of(detector) -> Diagnosis | None:
+    """For the objects that a detector's GA-RPN sees; None for a model without one."""
+    rpn = next((m for m in detector.model.modules() if isinstance(m, GuidedAnchorRPN)), None)
+    if rpn is None:
+        return None
+    sigma = getattr(rpn.shapes, "sigma", rpn.location_targets.sigma)
+    return Diagnosis([sigma * s for s in rpn.strides], rpn.selection.threshold, rpn.post_nms_topk[1])
+
+
+def diagnose(diagnosis: Diagnosis, cfg, dataset: Dataset, index: int, found):
+    """Adds the image of that index and what was found in it, with its maps."""
+    height, width = found.record["height"], found.record["width"]
+    rows, _ = resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    diagnosis.add(found, torch.from_numpy(dataset.objects(index)[0]), height / rows)
+
+
 def explain(detector, dataset: Dataset, iou: float = 0.5) -> tuple[str, dict]:
     """For a person, and as plain data.
 
@@ -22,13 +38,8 @@ def explain(detector, dataset: Dataset, iou: float = 0.5) -> tuple[str, dict]:
         ConfigError: the model has neither a GA-RPN nor classes.
     """
     cfg = detector.cfg
-    rpn = next((m for m in detector.model.modules() if isinstance(m, GuidedAnchorRPN)), None)
-    diagnosis = mended = None
-    if rpn is not None:
-        sigma = getattr(rpn.shapes, "sigma", rpn.location_targets.sigma)
-        diagnosis = Diagnosis([sigma * s for s in rpn.strides], rpn.selection.threshold, rpn.post_nms_topk[1])
-    if class_key(cfg):
-        mended = MendedEvaluation(dataset)
+    diagnosis = diagnosis_of(detector)
+    mended = MendedEvaluation(dataset) if class_key(cfg) else None
     if diagnosis is None and mended is None:
         raise ConfigError(
             "MODEL.PROPOSAL_GENERATOR.NAME: expected GuidedAnchoringRPN, or a detector: other proposals have no stages "
@@ -36,9 +47,7 @@ def explain(detector, dataset: Dataset, iou: float = 0.5) -> tuple[str, dict]:
         )
     for index, found in enumerate(detector.stream(dataset, maps=diagnosis is not None)):
         if diagnosis is not None:
-            height, width = found.record["height"], found.record["width"]
-            rows, _ = resized_shape(height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-            diagnosis.add(found, torch.from_numpy(dataset.objects(index)[0]), height / rows)
+            diagnose(diagnosis, cfg, dataset, index, found)
         if mended is not None:
             mended.add(index, found)
     texts, numbers = [], {}

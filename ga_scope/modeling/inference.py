@@ -55,7 +55,9 @@ def best_classes(
     # The best class of a row decides whether any of its classes is among the best: the other classes' probabilities
     # are computed at the best rows only.
     best = logits.amax(1).float().sigmoid()
-    rows, present, counts = best_rows(locations, best if quality is None else best * quality, most)
+    rank = best if quality is None else best * quality
+    # A row without a class above the threshold takes no other's place, whatever its quality.
+    rows, present, counts = best_rows(locations, rank.masked_fill(best <= threshold, -torch.inf), most)
     scores = logits[rows].float().sigmoid()
     counted = (scores > threshold) & (present > -torch.inf)[..., None]
     if quality is not None:

@@ -2,8 +2,12 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+from ..ops import masked_conv2d
+from .pyramid import Pyramid
 
 
 def initialise(*modules):
@@ -39,6 +43,55 @@ def tower(channels: int, convs: int, norm: str = "", bias: bool = False) -> nn.S
             layers.append(nn.GroupNorm(32, channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
+
+
+class SparseTower:
+    """A :func:`tower` without norms, of a batch, evaluated where it is asked for and nowhere else.
+
+    A layer is computed at the wanted locations grown by the reach of the layers behind it, as far as it was not before;
+    there it is what the dense tower has. In inference only; waits for the device.
+    """
+
+    # A layer of which more than this part is missing is computed as a whole: to gather costs, too.
+    DENSE_FROM = 0.7
+
+    def __init__(self, layers: nn.Sequential, pyramid: Pyramid, features: list[Tensor]):
+        self.pyramid = pyramid
+        self.convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        self.maps = [features] + [None] * len(self.convs)  # what every layer reads, and the last one's
+        self.done = [None] * len(self.convs)  # (N, P) bool, where the layers were computed
+
+    @staticmethod
+    def possible(layers: nn.Sequential) -> bool:
+        """A norm over the map would read what is not computed."""
+        return all(isinstance(layer, (nn.Conv2d, nn.ReLU)) for layer in layers)
+
+    def __call__(self, wanted: Tensor) -> list[Tensor]:
+        """The tower's maps (N, C, H_l, W_l), right at the ``wanted`` locations (N, P)."""
+        needs = [wanted]
+        for _ in self.convs[1:]:
+            needs.append(self.pyramid.dilate(needs[-1]))
+        for depth, need in enumerate(reversed(needs)):
+            self._compute(depth, need)
+        return self.maps[-1]
+
+    def _compute(self, depth, need):
+        conv, maps, done = self.convs[depth], self.maps[depth], self.done[depth]
+        missing = need if done is None else need & ~done
+        locations = missing.flatten().nonzero()[:, 0]
+        if len(locations) > self.DENSE_FROM * need.numel():
+            self.maps[depth + 1] = [F.relu(conv(map)) for map in maps]
+            self.done[depth] = torch.ones_like(need)
+            return
+        rows = F.relu(masked_conv2d(maps, conv.weight, conv.bias, padding=1, locations=locations))
+        if done is None:
+            self.maps[depth + 1] = self.pyramid.scatter(rows, locations)
+            self.done[depth] = missing
+        elif len(locations):
+            flat = self.pyramid.flatten(self.maps[depth + 1]).flatten(0, 1).index_copy(0, locations, rows)
+            parts = self.pyramid.split(flat.view(*need.shape, -1))
+            self.maps[depth + 1] = [part.permute(0, 3, 1, 2) for part in parts]
+            self.done[depth] = done | missing
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -8,6 +8,7 @@ R: nothing is computed for the others.
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .pyramid import Pyramid
 
@@ -28,10 +29,12 @@ class LocationList:
         self.pyramid, self.indices, self.slots, self.present, self.fixed = pyramid, indices, slots, present, fixed
 
     @classmethod
-    def all(cls, pyramid: Pyramid, device) -> "LocationList":
+    def all(cls, pyramid: Pyramid, device, active: Tensor | None = None) -> "LocationList":
+        """``active`` (N, P): which of them count; by default all."""
         indices = torch.arange(pyramid.images * pyramid.locations, device=device)
         slots = list(indices.view(pyramid.images, -1).split(pyramid.counts, 1))
-        return cls(pyramid, indices, slots, None, True)
+        present = None if active is None else list(active.split(pyramid.counts, 1))
+        return cls(pyramid, indices, slots, present, True)
 
     @classmethod
     def budget(cls, pyramid: Pyramid, chosen: Tensor, active: Tensor, counts: list[int]) -> "LocationList":
@@ -69,7 +72,7 @@ class LocationList:
     def count(self) -> Tensor:
         """(N,) how many of every image there are."""
         if self.present is None:
-            return self.indices.new_full((self.pyramid.images,), len(self.indices) // self.pyramid.images)
+            return self.indices.new_full((self.pyramid.images,), self.indices.shape[0] // self.pyramid.images)
         return torch.stack([present.sum(1) for present in self.present]).sum(0)
 
     def repeat(self, times: int) -> "LocationList":
@@ -97,7 +100,8 @@ class LocationList:
         if not self.fixed:
             return self.pyramid.grow(self.indices, reach)
         everything = self.pyramid.images * self.pyramid.locations
-        if (2 * reach + 1) ** 2 * len(self.indices) >= everything:  # without the repeats it is less to take all
+        # Where it is less, without the repeats, to take all; or may be, in a program for any size.
+        if not statically_known_true((2 * reach + 1) ** 2 * self.indices.shape[0] < everything):
             return torch.arange(everything, device=self.indices.device)
         return self.pyramid.around(self.indices, reach).flatten()
 

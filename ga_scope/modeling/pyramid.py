@@ -7,6 +7,7 @@ tensor over all locations is ``(N, P, ...)`` and each image's part of it is cont
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -71,6 +72,14 @@ class Pyramid:
 
         What a convolution of size 2 * reach + 1 reads at them. Where that is padding, the location itself stands in.
         """
+        y, x, height, width = (value[:, None] for value in self.cells(locations))
+        step = torch.arange(-reach, reach + 1, device=locations.device)
+        dy, dx = step.repeat_interleave(2 * reach + 1), step.repeat(2 * reach + 1)
+        inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+        return torch.where(inside, locations[:, None] + dy * width + dx, locations[:, None])
+
+    def cells(self, locations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y and x of the locations (L,) on their levels, and the levels' heights and widths; (L,) int64 each."""
         device, place = locations.device, locations % self.locations
         firsts = [sum(self.counts[:level]) for level in range(len(self.sizes))]
         heights, widths = zip(*self.sizes)
@@ -78,16 +87,21 @@ class Pyramid:
             self.per_level(values, device, torch.int64)[place] for values in (firsts, heights, widths)
         )
         cell = place - first
-        y, x = cell // width, cell % width
-        step = torch.arange(-reach, reach + 1, device=device)
-        dy, dx = step.repeat_interleave(2 * reach + 1), step.repeat(2 * reach + 1)
-        y, x = y[:, None] + dy, x[:, None] + dx
-        inside = (y >= 0) & (y < height[:, None]) & (x >= 0) & (x < width[:, None])
-        return torch.where(inside, locations[:, None] + dy * width[:, None] + dx, locations[:, None])
+        return cell // width, cell % width, height, width
 
     def grow(self, locations: Tensor, reach: int) -> Tensor:
         """The locations of :meth:`around`, each once: flat indices, ascending."""
         return self.around(locations, reach).unique()
+
+    def mask(self, locations: Tensor) -> Tensor:
+        """(N, P) bool: which locations are listed."""
+        flat = torch.zeros(self.images * self.locations, dtype=torch.bool, device=locations.device)
+        return flat.index_fill_(0, locations, True).view(self.images, self.locations)
+
+    def dilate(self, mask: Tensor) -> Tensor:
+        """The locations (N, P) within a cell of those of the mask: what a 3x3 convolution reads at them."""
+        parts = [F.max_pool2d(part.float(), 3, 1, 1) for part in self.split(mask)]
+        return torch.cat([part.flatten(1) for part in parts], 1) > 0
 
     def scatter(self, rows: Tensor, locations: Tensor) -> list[Tensor]:
         """Rows (L, C) at unique flat indices as maps (N, C, H_l, W_l), zero elsewhere; channels last."""

@@ -98,13 +98,16 @@ class RetinaNet(nn.Module):
         self.nms_thresh, self.detections_per_image = nms_thresh, detections_per_image
         self.positives = 100.0  # their moving average, which the losses are divided by, as in detectron2
 
-    def forward(self, features: list[Tensor], image_sizes, targets: Targets | None = None) -> Results:
+    def forward(
+        self, features: list[Tensor], image_sizes, targets: Targets | None = None, *, maps: bool = False
+    ) -> Results:
         """In inference the detections of every image, in training the losses.
 
         Args:
             features: (N, channels, H_l, W_l) per level.
             image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
             targets: boxes and classes of every image, in training.
+            maps: of which a sliding-window detector has none.
         """
         pyramid = Pyramid.of(features, self.strides, cell_offset=0.0)  # anchors on the cells' corners, as detectron2
         logits, deltas = self.head(pyramid, features)

@@ -1,5 +1,7 @@
 """Fast R-CNN (Girshick 2015) on proposals of a feature pyramid, under detectron2's settings."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,7 +44,7 @@ class Pooler(nn.Module):
         rois = torch.cat([images[:, None].to(boxes.dtype), boxes], 1)
         levels = self._levels(boxes)
         # In float32: bfloat16 would round a box's corners to one, two or four pixels.
-        pooled = boxes.new_zeros(len(rois), features[0].shape[1], self.resolution, self.resolution)
+        pooled = boxes.new_zeros(rois.shape[0], features[0].shape[1], self.resolution, self.resolution)
         for level, (feature, stride) in enumerate(zip(features, self.strides)):
             chosen = (levels == level).nonzero()[:, 0]
             part = roi_align(
@@ -137,7 +139,13 @@ class FastRCNNHeads(nn.Module):
         self.detections_per_image = detections_per_image
 
     def forward(
-        self, features: list[Tensor], proposals: Proposals, image_sizes, targets: Targets | None = None
+        self,
+        features: list[Tensor],
+        proposals: Proposals,
+        image_sizes,
+        targets: Targets | None = None,
+        *,
+        fixed_size: bool = False,
     ) -> Detections | dict[str, Tensor]:
         """Detections in inference, the losses in training.
 
@@ -145,21 +153,22 @@ class FastRCNNHeads(nn.Module):
             features: (N, channels, H_l, W_l) per level of the pooler.
             image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
             targets: boxes and classes of every image, in training.
+            fixed_size: in inference every size of the results follows from the proposals' room; all of it is looked at.
         """
         if self.proposals_per_image:
             proposals = proposals.best(self.proposals_per_image)
         if self.training:
             return self._losses(features, proposals, needed(targets, classes=True))
         with torch.no_grad():
-            return self._inference(features, proposals, size_tensor(image_sizes, proposals.boxes.device))
+            return self._inference(features, proposals, size_tensor(image_sizes, proposals.boxes.device), fixed_size)
 
     def _predict(self, features, boxes, images):
         return self.box_predictor(self.box_head(self.pooler(features, boxes, images)))
 
-    def _inference(self, features, proposals: Proposals, sizes):
-        most = int(proposals.count.max())
+    def _inference(self, features, proposals: Proposals, sizes, fixed_size):
+        most = proposals.boxes.shape[1] if fixed_size else int(proposals.count.max())
         boxes = proposals.boxes[:, :most].flatten(0, 1)
-        images = torch.arange(len(sizes), device=boxes.device).repeat_interleave(most)
+        images = torch.arange(sizes.shape[0], device=boxes.device)[:, None].expand(-1, most).flatten()
         logits, deltas = self._predict(features, boxes, images)
         decoded = self.box_coder.decode(boxes[:, None], deltas)  # (N * K, C, 4)
         probabilities = logits.softmax(1)
@@ -167,10 +176,14 @@ class FastRCNNHeads(nn.Module):
         # Predictions that are not finite are dropped before NMS.
         finite = decoded.flatten(1).isfinite().all(1) & probabilities.isfinite().all(1)
         counted = (probabilities[:, :-1] > self.score_thresh) & (present.flatten() & finite)[:, None]
-        scores = probabilities[:, :-1].masked_fill(~counted, 0).view(len(sizes), -1)  # (N, K * C)
-        top = scores.topk(int((scores > 0).sum(1).max()) if scores.numel() else 0, 1)
+        scores = probabilities[:, :-1].masked_fill(~counted, 0).view(sizes.shape[0], -1)  # (N, K * C)
+        if fixed_size:
+            room = most * self._classes_above_threshold
+        else:
+            room = int((scores > 0).sum(1).max()) if scores.numel() else 0
+        top = scores.topk(room, 1)
         origins, classes = top.indices // self.num_classes, top.indices % self.num_classes
-        decoded = decoded.view(len(sizes), -1, 4)
+        decoded = decoded.view(sizes.shape[0], -1, 4)
         return select_detections(
             clip_to_sizes(decoded.gather(1, top.indices[..., None].expand(-1, -1, 4)), sizes),
             top.values,
@@ -181,6 +194,13 @@ class FastRCNNHeads(nn.Module):
             most=self.detections_per_image,
             clip_first=False,
         )
+
+    @property
+    def _classes_above_threshold(self):
+        """How many classes of a proposal can be above the threshold: their probabilities add up to one at most."""
+        if self.score_thresh * self.num_classes < 1:
+            return self.num_classes
+        return min(self.num_classes, math.floor(1 / self.score_thresh))
 
     def _losses(self, features, proposals: Proposals, targets: Targets):
         boxes, labels, index = self._label(proposals, targets)

@@ -130,7 +130,13 @@ class RPN(nn.Module):
                     nn.init.constant_(stage.objectness_logits.bias, PRIOR_BIAS)
 
     def forward(
-        self, features: list[Tensor], image_sizes, targets: Targets | None = None, before_fpn: list[Tensor] = ()
+        self,
+        features: list[Tensor],
+        image_sizes,
+        targets: Targets | None = None,
+        before_fpn: list[Tensor] = (),
+        *,
+        maps: bool = False,
     ) -> Results:
         """Proposals of every image (detached), and in training the losses of every stage.
 
@@ -139,6 +145,7 @@ class RPN(nn.Module):
             image_sizes: (height, width) of every image without its padding, a list or a tensor (N, 2).
             targets: boxes of every image, in training.
             before_fpn: the backbone's features, if the head reads them.
+            maps: of which a sliding-window RPN has none.
         """
         pyramid = Pyramid.of(features, self.strides, cell_offset=0.0)  # anchors on the cells' corners, as detectron2
         references = self.shapes.decode(pyramid, features[0].new_zeros(pyramid.images, pyramid.locations, 0))

@@ -9,10 +9,11 @@ which for a single map is ``(n * H + y) * W + x``.
 
 On a GPU the results are those of the CPU up to rounding, and:
 
-- Convolutions in bfloat16 and float16, and in float32 where ``torch.backends.cuda.matmul`` allows tf32, run as one
-  kernel on the tensor cores if the channels of a group (and of an offset group) are a multiple of 64 (float32:
-  32); interpolated samples are rounded to the dtype before they are multiplied. Everything else goes through columns
-  of bounded size and torch's matrix products. Channels_last inputs save a copy.
+- Convolutions in bfloat16 and float16, and in float32 where ``torch.backends.cudnn`` allows tf32 (as by default), run
+  as one kernel on the tensor cores if the channels of a group (and of an offset group) are a multiple of 64 (float32:
+  32); interpolated samples are rounded to the dtype before they are multiplied. Everything else, every backward among
+  it, goes through columns of bounded size and torch's matrix products, which follow ``torch.backends.cuda.matmul``.
+  Channels_last inputs save a copy, and a channels_last weight saves one in every call.
 - Nothing waits for the device, so calls can be captured in CUDA graphs. A location out of range therefore cannot be
   an exception: it stops the device with a message, as torch's own indexing does.
 - The convolutions' backward is deterministic where torch.use_deterministic_algorithms() asks for it.

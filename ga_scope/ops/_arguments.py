@@ -95,11 +95,11 @@ def keep_memory_format(output, like):
     return output.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the question, and guards the answer
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the question: it keeps the answer of its first run
 def tf32_allowed():
-    """Whether torch lets float32 matrix products on CUDA round to tf32, by whichever of its two switches."""
+    """Whether torch lets float32 convolutions on CUDA round to tf32, by whichever of its two switches."""
     # allow_tf32, the older one, raises where the newer one was used.
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def allow_tf32(inputs):

@@ -49,12 +49,23 @@ def draw_gallery(folder, detector, records: Dataset | list[dict], limit: int | N
         truth = truth_of(index) if truth_of else None
         if scores:
             scores.add(found, truth)
-        if index < limit and scope is not None:
-            path = folder / names[index]
-            draw_scopes(path, found.image, found, scope.head.bins, truth, detector.classes, score_thresh)
-        elif index < limit:
-            draw_panels(folder / names[index], found.image, found, truth, detector.classes, score_thresh)
+        if index < limit:
+            draw_maps(folder / names[index], detector.model, found, truth, detector.classes, score_thresh)
     return [*(scores.finish(folder) if scores else ()), f"{limit} pictures in {folder}"]
+
+
+def draw_maps(path, model, found, truth: Tensor | None, names: Sequence[str], score_thresh: float):
+    """Writes the picture of one image, as fits the model: ScopeNet's bins, or locations, anchors and proposals.
+
+    Args:
+        found: a :class:`ga_scope.api.Detected` with its maps.
+        truth: boxes (G, 4), or None where they are not known.
+    """
+    scope = next((m for m in model.modules() if isinstance(m, ScopeDetector)), None)
+    if scope is not None:
+        draw_scopes(path, found.image, found, scope.head.bins, truth, names, score_thresh)
+    else:
+        draw_panels(path, found.image, found, truth, names, score_thresh)
 
 
 def _truth(records):

@@ -33,5 +33,6 @@ def stand_in(tmp_path_factory):
         source = ROOT / "tests" / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / "tests" / name)
     shutil.copytree(ROOT / "tests/cuda_simulated/on_grid", home / "tests" / "on_grid")
+    shutil.copytree(ROOT / "csrc/cuda", home / "csrc" / "cuda")
     shutil.copy(ROOT / "pyproject.toml", home)
     return home

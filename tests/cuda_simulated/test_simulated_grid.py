@@ -12,7 +12,10 @@ CPU_ONLY = "threads or instruction_set or capability or large_map"
 
 
 def run(stand_in, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(stand_in), "GA_SCOPE_CPU_CAPABILITY": ""}
+    # One thread: the kernels run on one, and torch's others would wait for it at full speed.
+    environment = {
+        **os.environ, "PYTHONPATH": str(stand_in), "GA_SCOPE_CPU_CAPABILITY": "", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=stand_in, env=environment, capture_output=True, text=True
     )
@@ -44,3 +47,13 @@ def test_operators_on_the_simulated_grid(stand_in, file, selected):
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
+
+
+def test_every_deletion_is_noticed(stand_in, capsys):
+    """What each barrier, wait, bound and swizzle is for: on_grid/test_mutations.py deletes them in turn."""
+    result = run(stand_in, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/on_grid/test_mutations.py")
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    deletions = [line for line in result.stdout.splitlines() if ".h:" in line or " deletions (" in line]
+    assert deletions[-1].endswith(", 0 not noticed")
+    with capsys.disabled():
+        print("", *deletions, sep="\n")

@@ -1,13 +1,10 @@
 """Image files as the networks see them: every kind of pixel used rightly, or refused with the file's name."""
 
-import logging
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from ga_scope.data import folder_records, image_record, open_image, read_image
+from ga_scope.data import image_record, open_image, read_image
 from ga_scope.data.images import resized_shape, to_network
 from ga_scope.errors import DatasetError
 
@@ -151,26 +148,6 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60_000)  # Pillow itself only warns
     with pytest.raises(DatasetError, match="x.png: cannot be read as an image: .*bomb"):
         open_image(path)
-
-
-# ---- folders -----------------------------------------------------------------------------------------
-
-
-def test_folders(tmp_path, caplog):
-    """Images in order; what is none in spite of its name is named; what has another name is not looked at."""
-    for name in ("b.jpg", "a.PNG", "c.tiff", "d.webp"):
-        saved(tmp_path, Image.new("RGB", (8, 6)), name)
-    (tmp_path / "e.png").write_text("no image")
-    (tmp_path / "notes.txt").write_text("")
-    (tmp_path / "f.jpg").mkdir()
-    with caplog.at_level(logging.WARNING):
-        found = folder_records(tmp_path)
-    assert [Path(record["file_name"]).name for record in found] == ["a.PNG", "b.jpg", "c.tiff", "d.webp"]
-    assert len({record["image_id"] for record in found}) == 4
-    assert len(caplog.messages) == 2 and all(m.startswith(f"left out: {tmp_path}/") for m in caplog.messages)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"empty: no images \(.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp\)"):
-        folder_records(tmp_path / "empty")
 
 
 # ---- for the network ---------------------------------------------------------------------------------

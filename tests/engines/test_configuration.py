@@ -174,7 +174,7 @@ IMPOSSIBLE = [
     ("SOLVER.WARMUP_METHOD", "quadratic", "'linear', 'constant'"),
     ("SOLVER.WEIGHT_DECAY", -1.0, "a number of at least 0"),
     ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0, "a number above 0"),
-    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "'value', 'norm'"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "sum", "'value', 'norm', 'full_model'"),
     ("TEST.DETECTIONS_PER_IMAGE", 0, "a whole number of at least 1"),
     ("TEST.EVAL_PERIOD", -1, "a whole number of at least 0"),
     ("SEED", -2, "a whole number of at least -1"),
@@ -250,7 +250,6 @@ def test_impossible_values_are_named(engine, key, value, expected):
         ("rpn", "MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [1e38], [256]], "at most 65536"),
         ("rpn", "DATALOADER.NUM_WORKERS", 10**6, "at most 256"),
         ("rpn", "MODEL.RESNETS.NUM_GROUPS", 2, "1 for depth 18"),
-        ("rpn", "SOLVER.STEPS", (5, 5), "in ascending order"),
         ("retinanet", "MODEL.FPN.OUT_CHANNELS", 40, "a multiple of 32 with MODEL.RETINANET.NORM GN"),
         ("scopenet", "MODEL.FPN.OUT_CHANNELS", 40, "a multiple of 32 with MODEL.SCOPENET.NORM GN"),
         ("scopenet", "MODEL.SCOPENET.IN_FEATURES", ["p4", "p3", "p5", "p6", "p7"], "once each, finest first"),
@@ -291,6 +290,8 @@ def test_a_fall_of_the_learning_rate_at_the_very_end():
     for steps in ("(1,)", "(1, 2)", "()"):
         schedule = build_lr_schedule(setup("rpn", [*CPU, *more, "SOLVER.STEPS", steps]))
         assert schedule(0.0) == schedule(0.99) == 1
+    with pytest.raises(ConfigError, match="SOLVER.STEPS: expected a list of values, .*, in ascending order, got"):
+        setup("rpn", [*CPU, *more, "SOLVER.STEPS", "(5, 5)"])
 
 
 # As torch hands on what a loader's process raised.

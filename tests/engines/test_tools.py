@@ -6,9 +6,7 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 
-from ga_scope import Detector
 from ga_scope.errors import ConfigError
 
 from .conftest import ENGINES, ROOT, config, overrides, random_weights, tool
@@ -74,25 +72,9 @@ def test_dumps_need_proposals(engine, shapes, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_visualize_photos_without_the_dataset(engine, shapes, random_detector, tmp_path, monkeypatch, capsys):
-    """A folder of images and a checkpoint are enough. Classes are numbers where the file has no names."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    flags = ["--input", shapes / "val", "--output", tmp_path / "pictures", "--limit", 2, "--score-thresh", 0]
-    opts = [*random_detector, "DATASETS.TEST", "('coco_2017_val',)"]
-    tool("visualize").main([*arguments("ga_faster_rcnn", engine, *flags), *opts])
-    assert "2 pictures in " in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["000000.jpg.png", "000001.jpg.png"]
-    for path in (tmp_path / "pictures").iterdir():
-        with Image.open(path) as image:
-            assert image.width > 1000 and len(image.getcolors(1 << 24)) > 50  # four panels
-    detector = Detector(config("ga_faster_rcnn"), overrides=opts, engine=engine)
-    assert detector.classes == ("0", "1", "2", "3", "4")
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 def test_visualize_a_dataset(engine, shapes, random_rpn, tmp_path, capsys):
     """All of its images, unless told otherwise."""
-    flags = ["--input", f"val_{shapes.parent.name}", "--output", tmp_path / "pictures"]
+    flags = ["--dataset", f"val_{shapes.parent.name}", "--output", tmp_path / "pictures"]
     tool("visualize").main([*arguments("ga_rpn", engine, *flags), *random_rpn])
     assert "10 pictures in " in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 10
@@ -111,7 +93,7 @@ def test_measure_speed(engine, random_rpn, tmp_path, capsys):
     [
         ("explain", ["--dataset", "nowhere"]),
         ("dump_proposals", ["--dataset", "nowhere", "--output", "p.npz"]),
-        ("visualize", ["--input", "nowhere", "--output", "pictures"]),
+        ("visualize", ["--dataset", "nowhere", "--output", "pictures"]),
     ],
 )
 def test_what_is_wrong_is_one_line_on_the_way_out(name, flags, random_rpn, tmp_path):

@@ -163,7 +163,11 @@ def _annotation_file(path, folder, extras):
             assert right and 0 <= annotation["category_id"] < len(dataset.classes), record
     if extras:
         dataset.outlined()
-    given = json.loads(path.read_bytes()).get("annotations") or []
+    content = path.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):  # in a text that nobody asks for
+        content = content.decode(json.detect_encoding(content), "surrogatepass")
+    text = content if isinstance(content, str) else content.decode(errors="replace")
+    given = json.loads(text).get("annotations") or []
     table = dataset.annotations
     left_out = sum(int(n) for n in re.findall(r"(\d+) with [^;]*\(left out\)", " ".join(said)))
     assert int(table.usable.sum()) + left_out == len(given), (int(table.usable.sum()), len(given), said)

@@ -110,7 +110,7 @@ def test_perfect_boxes_have_no_bounded_iou_loss():
 
 
 def test_the_second_stage_refines_the_first():
-    """Iterative: the second head reads the first one's hidden features, and starts from its boxes."""
+    """Iterative: the second head reads a convolution of the first one's hidden features, and starts from its boxes."""
     rpn, maps = make(stages=2).eval(), features(False)
     seen = []
     decode = rpn.box_coder.decode
@@ -120,7 +120,7 @@ def test_the_second_stage_refines_the_first():
     outputs = rpn.rpn_head(pyramid, maps)
     expected = decode(seen[0], outputs[0][1]).flatten(0, 1)  # of these the best are decoded again
     assert all((row == expected).all(1).any() for row in seen[1].flatten(0, 1)[:5])
-    hidden = [F.relu(rpn.rpn_head.conv(m)) for m in maps]
+    hidden = [F.relu(rpn.rpn_head.between(F.relu(rpn.rpn_head.conv(m)))) for m in maps]
     second = rpn.rpn_head.second
     again = [F.relu(second.conv(m)) for m in hidden]
     torch.testing.assert_close(outputs[1][0], pyramid.flatten([second.objectness_logits(m) for m in again]).flatten(1))

@@ -11,6 +11,11 @@ from .test_registration import CALLS
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def to_cuda(value, device="cuda"):
     """Arguments of an operator, moved; leaves stay leaves."""
     if isinstance(value, torch.Tensor):
@@ -123,17 +128,17 @@ def test_autocast_takes_the_fused_kernel():
     torch.testing.assert_close(out.double(), expected, rtol=3e-2, atol=3e-2)
 
 
-def test_tf32_follows_torchs_flag():
+def test_tf32_follows_the_convolutions_switch():
     x, weight = torch.randn(1, 64, 20, 20, device="cuda"), torch.randn(32, 64, 3, 3, device="cuda") / 24
     offset = torch.randn(1, 18, 20, 20, device="cuda")
     expected = deform_conv2d(x.double(), offset.double(), weight.double(), padding=1)
-    before, errors = torch.backends.cuda.matmul.allow_tf32, []
+    before, errors = torch.backends.cudnn.allow_tf32, []
     try:
         for allowed in (False, True):
-            torch.backends.cuda.matmul.allow_tf32 = allowed
+            torch.backends.cudnn.allow_tf32 = allowed
             errors.append((deform_conv2d(x, offset, weight, padding=1).double() - expected).abs().max().item())
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = before
     assert errors[0] < 1e-5 < errors[1] < 1e-2
 
 

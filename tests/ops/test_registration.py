@@ -231,11 +231,12 @@ def test_capability_that_does_not_exist_is_an_error():
 TF32 = """
 import torch
 from ga_scope.ops import _arguments
-matmul, found = torch.backends.cuda.matmul, [_arguments.tf32_allowed()]
-for allowed in (True, False):
-    matmul.allow_tf32 = allowed
+torch.backends.cuda.matmul.allow_tf32 = False  # matrix products have a switch of their own
+found = [_arguments.tf32_allowed()]
+for allowed in (False, True, False):
+    torch.backends.cudnn.allow_tf32 = allowed
     found.append(_arguments.tf32_allowed())
-matmul.fp32_precision = "tf32"
+torch.backends.cudnn.conv.fp32_precision = "tf32"
 found.append(_arguments.tf32_allowed())
 compiled = torch.compile(lambda x: x + _arguments.tf32_allowed(), fullgraph=True, backend="eager")
 print(*found, compiled(torch.zeros(1)).item())
@@ -243,6 +244,6 @@ print(*found, compiled(torch.zeros(1)).item())
 
 
 def test_both_switches_of_tf32():
-    """torch refuses to answer the older one's question where the newer one was used."""
+    """The convolutions'. torch refuses to answer the older one's question where the newer one was used."""
     result = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True)
-    assert result.stdout.split() == ["False", "True", "False", "True", "1.0"], result.stderr
+    assert result.stdout.split() == ["True", "False", "True", "False", "True", "1.0"], result.stderr

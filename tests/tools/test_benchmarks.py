@@ -21,7 +21,10 @@ BENCHMARKS = {
     "nms_mask": {"ga_scope", "torchvision"},
     "ga_head": {"GA-RPN", "GA-RPN without conv, channels_last", "torchvision RPN", "GA-RPN, batch 8"},
     "training_step": {"GA-RPN", "GA-RPN without conv", "torchvision RPN"},
-    "inference": {"GA-Faster R-CNN", "Faster R-CNN"},
+    "inference": {
+        *("GA-Faster R-CNN", "GA-Faster R-CNN, optimized", "Faster R-CNN", "torchvision Faster R-CNN"),
+        *("ScopeNet", "ScopeNet, optimized", "torchvision FCOS"),
+    },
 }
 
 
@@ -87,7 +90,7 @@ table.DEVICE, table.median_us, table.extra_mb = "cpu", measured, lambda function
 table.Replay = lambda function, *inputs: function
 torch.cuda.is_available = lambda: True
 torch.cuda.get_device_name = lambda: "none"
-sys.argv += ["--batches", "1", "--output", sys.argv.pop()]
+sys.argv += ["--output", sys.argv.pop()]
 table.main()
 """
 
@@ -100,6 +103,27 @@ def test_gpu_benchmark_calls_what_is_there(tmp_path):
     rows = (tmp_path / "table.txt").read_text()
     for what in ("viou_match", "nms_mask", "GA-RPN + proposals", "graph", "deform conv", "masked deform", "backward"):
         assert what in rows
+    bars = rows.split("\n\n")[-1].splitlines()[1:]
+    assert len(bars) > 15 and "not measured" not in "".join(bars), bars
+    assert "deform conv, five levels, batch 16, tf32" in rows and "deform conv, five levels, batch 1, bf16" in rows
+
+
+def test_bars_of_a_gpu():
+    from benchmarks.gpu_operators import BARS, Table
+
+    table = Table("a card", None)
+    for value in (90.0, 110.0, 95.0):  # the worst counts
+        table.figure("viou_match, G = 100", value)
+    table.figure("viou_match, G = 3000", 2000.0)
+    for value in (3.0, 1.9, 2.5):
+        table.figure("dense, batch 16, fp32, torchvision / ours", value)
+    table.figure("dense, batch 1, fp32, torchvision / ours", 2.0)
+    verdicts = dict(zip(BARS, (line.split()[-1] for line in table.bars()[1:]), strict=True))
+    assert verdicts.pop("viou_match, G = 100") == verdicts.pop("dense, batch 16, fp32, torchvision / ours") == "MISSED"
+    assert verdicts.pop("viou_match, G = 3000") == verdicts.pop("dense, batch 1, fp32, torchvision / ours") == "met"
+    assert set(verdicts.values()) == {"measured"}  # not
+    with pytest.raises(KeyError):
+        table.figure("what no bar is about", 1.0)
 
 
 def test_bars_of_missing_rows_are_not_measured(tmp_path):

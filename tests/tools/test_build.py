@@ -25,10 +25,11 @@ def load_tool(name):
     return module
 
 
-def fake_nvcc(folder, top):
+def fake_nvcc(folder, top, version="13.0"):
     """A wrapper as nvcc on PATH often is: somewhere else than the toolkit, which its dry run names."""
     nvcc = folder / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho '#$ _SPACE_= '\necho '#$ TOP={top}' >&2\n")
+    release = f"Cuda compilation tools, release {version}, V{version}.48"
+    nvcc.write_text(f"#!/bin/sh\necho '#$ _SPACE_= '\necho '#$ TOP={top}' >&2\necho '{release}'\n")
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
     return nvcc
 
@@ -74,6 +75,24 @@ def test_architectures_without_the_needed_instructions_are_refused():
         [sys.executable, "setup.py", "--name"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert result.returncode != 0 and "TORCH_CUDA_ARCH_LIST: expected 8.0 and above, got 7.5" in result.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+@pytest.mark.parametrize(
+    "version, expected",
+    [("12.6", "8.0;8.6;8.9;9.0+PTX"), ("12.8", "8.0;8.6;8.9;9.0+PTX;10.0;12.0"), ("13.0", None), ("12.10", None)],
+)
+def test_architectures_that_the_toolkit_knows(tmp_path, version, expected):
+    """Those of the newest GPUs came with CUDA 12.8; older GPUs are compiled for by all."""
+    (tmp_path / "bin").mkdir()
+    fake_nvcc(tmp_path / "bin", tmp_path, version)
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_CUDA_ARCH_LIST"}
+    environment |= {"GA_SCOPE_WITH_CUDA": "1", "CUDA_HOME": str(tmp_path)}
+    code = "from distutils.core import run_setup; run_setup('setup.py', ['--name'], stop_after='init')"
+    code += "\nimport os; print(os.environ['TORCH_CUDA_ARCH_LIST'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == (expected or "8.0;8.6;8.9;9.0+PTX;10.0;12.0")
 
 
 EXTENSION = """
@@ -164,6 +183,12 @@ def test_wheel_of_the_sdist(sdist, tmp_path):
     (site / "torch.pth").write_text(str(Path(torch.__file__).parent.parent))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+        (entries,) = [archive.read(n).decode() for n in archive.namelist() if n.endswith("entry_points.txt")]
+    assert "ga-scope = ga_scope.cli.main:main" in entries
+    # The configurations lie in the repository once, and in the package.
+    ours = {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
+    assert {p.relative_to(site / "ga_scope/configs") for p in (site / "ga_scope/configs").rglob("*")} >= ours
+    assert not list(site.glob("configs")) and not list(site.glob("tests"))
     assert (site / "ga_scope" / "_operators.so").stat().st_size < 2e6
     code = """
 import torch, ga_scope.ops
@@ -177,3 +202,19 @@ print(ga_scope.ops._library.build_record()["compiler"])
         [venv / "bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr
+    code = """
+import sys
+from ga_scope.cli.main import main
+from ga_scope.config.files import read_yaml
+main(["configs", "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x"])
+bases, own = read_yaml("COCO-Detection/ga_faster_rcnn_R_50_FPN_1x")
+main(["train", "--config", "COCO-Detection/ga_faster_rcnn_R_50_FPN_1x", "--engine", "torchvision",
+      "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "OUTPUT_DIR", "run"])
+"""
+    ran = subprocess.run(
+        [venv / "bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    path = site / "ga_scope/configs/COCO-Detection/ga_faster_rcnn_R_50_FPN_1x.yaml"
+    assert ran.stdout.splitlines()[0] == str(path), ran.stderr
+    # All that is missing for a training is COCO.
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith("DatasetError: datasets/coco/annotations/")

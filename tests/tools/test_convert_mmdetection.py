@@ -1,7 +1,6 @@
 """Checkpoints of MMDetection: names and shapes of its models, and their heads written out from what they compute."""
 
 import contextlib
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -15,19 +14,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
+from ga_scope.cli.convert import main
 from ga_scope.config.build import build_guided_anchor_retinanet
 from ga_scope.engines import get_engine
 from ga_scope.engines.checkpoint import Checkpointer
-from ga_scope.engines.mmdetection import ConversionError, convert, convert_checkpoint, read_checkpoint
+from ga_scope.engines.mmdetection import ConversionError, compare, convert, convert_checkpoint, read_checkpoint
 from ga_scope.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "COCO-Detection"
 CONFIG = str(CONFIGS / "ga_faster_rcnn_R_50_FPN_1x_release.yaml")
-
-spec = importlib.util.spec_from_file_location("convert_mmdetection", ROOT / "tools" / "convert_mmdetection.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 # Family: the configuration's name.
 FAMILIES = {
@@ -135,7 +131,7 @@ def test_every_parameter_of_every_family_is_filled(family, backbone, tmp_path, c
     config = CONFIGS / f"{FAMILIES[family]}_{backbone}_FPN_1x_release.yaml"
     state = mmdetection_state(family, backbone)
     source = written(tmp_path / "theirs.pth", {"meta": {}, "state_dict": state})
-    assert tool.main([source, str(tmp_path / "ours.pth"), "--config-file", str(config)]) == 0
+    assert main([source, str(tmp_path / "ours.pth"), "--config-file", str(config)]) == 0
     printed = capsys.readouterr().out
     converted = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
     assert f"{source}: {family}, {len(converted)} parameters" in printed
@@ -376,7 +372,7 @@ def test_other_files_are_refused_in_one_line(make, message, tmp_path):
     path = tmp_path / "theirs.pth"
     make(path)
     with pytest.raises(ConversionError, match=rf"theirs\.pth: (.*, )?{message}|^{message}") as error:
-        tool.main([str(path), str(tmp_path / "ours.pth")])
+        main([str(path), str(tmp_path / "ours.pth")])
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ours.pth").exists()
 
@@ -414,19 +410,17 @@ def test_settings_of_the_configuration_in_the_file(tmp_path):
         "MODEL.RPN.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
     }  # fmt: skip
     cfg, model = compared_with([])
-    assert tool.compare(converted, model, cfg).settings == [
+    assert compare(converted, model, cfg).settings == [
         "MODEL.PIXEL_MEAN: [102.98, 115.947, 122.772] in the checkpoint, "
         "[103.53, 116.28, 123.675] in the configuration",
         "MODEL.GUIDED_ANCHORING.LOCATION.THRESHOLD: 0.02 in the checkpoint, 0.01 in the configuration",
     ]
     cfg, model = compared_with(["MODEL.RESNETS.STRIDE_IN_1X1", "False", "INPUT.FORMAT", "RGB"])
-    assert [line.split(":")[0] for line in tool.compare(converted, model, cfg).settings[:2]] == [
+    assert [line.split(":")[0] for line in compare(converted, model, cfg).settings[:2]] == [
         "MODEL.RESNETS.STRIDE_IN_1X1",
         "MODEL.PIXEL_MEAN",
     ]
-    assert (
-        "INPUT.FORMAT: BGR in the checkpoint, RGB in the configuration" in tool.compare(converted, model, cfg).settings
-    )
+    assert "INPUT.FORMAT: BGR in the checkpoint, RGB in the configuration" in compare(converted, model, cfg).settings
 
 
 def test_the_command_says_what_differs(tmp_path, capsys):
@@ -435,7 +429,7 @@ def test_the_command_says_what_differs(tmp_path, capsys):
     state["roi_head.bbox_head.fc_cls.weight"] = torch.zeros(21, 1024)
     state["mask_head.conv.weight"] = torch.zeros(1)
     source = written(tmp_path / "theirs.pth", {"state_dict": state})
-    assert tool.main([source, "--config-file", CONFIG]) == 1
+    assert main([source, "--config-file", CONFIG]) == 1
     printed = capsys.readouterr().out
     assert "missing: 1\n  proposal_generator.rpn.head.shape.bias" in printed
     assert "unexpected: 1\n  mask_head.conv.weight" in printed
@@ -446,11 +440,11 @@ def test_the_command_says_what_differs(tmp_path, capsys):
 def test_errors_of_the_command(tmp_path):
     source = written(tmp_path / "theirs.pth", {"state_dict": mmdetection_state("GA-RPN")})
     with pytest.raises(ConversionError, match="gone: no such folder"):
-        tool.main([source, str(tmp_path / "gone" / "x.pth")])
+        main([source, str(tmp_path / "gone" / "x.pth")])
     with pytest.raises(ConfigError, match=r"gone\.yaml"):
-        tool.main([source, "--config-file", str(tmp_path / "gone.yaml")])
+        main([source, "--config-file", str(tmp_path / "gone.yaml")])
     with pytest.raises(SystemExit):
-        tool.main([source])
+        main([source])
     command = [sys.executable, str(ROOT / "tools" / "convert_mmdetection.py"), str(tmp_path / "gone.pth"), "x"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and done.stderr == f"ConversionError: {tmp_path / 'gone.pth'}: no such file\n"

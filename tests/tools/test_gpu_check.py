@@ -69,6 +69,7 @@ def test_a_failing_step_stops_nothing(machine):
     assert result.returncode == 1, result.stdout + result.stderr
     for text in ("card: Stand In 9000", "commit: abc", "date: 20", "1 failed, 41 passed", "a row 12.3"):
         assert text in summary
+    assert "a row 12.3" in result.stdout
     found = steps(summary)
     assert found.pop("gpu_tests") == "FAILED (status 3)"
     assert set(found.values()) == {"passed"}

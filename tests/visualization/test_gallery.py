@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ga_scope import Detector
-from ga_scope.data import folder_records
+from ga_scope.data import image_record
 from ga_scope.data.dataset import dataset_of_records
 from ga_scope.modeling.results import GuidedAnchors, ImageResult
 from ga_scope.visualization.boxes import colour_of, draw_detections
@@ -43,7 +43,7 @@ def test_pictures_of_equal_stems_lie_side_by_side(tmp_path, random_rpn):  # noqa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 48)).save(tmp_path / name)
     detector = Detector(config("ga_rpn"), overrides=random_rpn, engine="torchvision")
-    records = folder_records(tmp_path / "p")
+    records = [image_record(tmp_path / "p" / name) for name in ("1.jpg", "1.png", "2.jpg")]
     assert draw_gallery(tmp_path / "out", detector, records, None, 0.5) == [f"3 pictures in {tmp_path / 'out'}"]
     assert sorted(os.listdir(tmp_path / "out")) == ["1.jpg.png", "1.png.png", "2.jpg.png"]
     files = [str(tmp_path / f"cam_{c}" / "0001.png") for c in "ab"]

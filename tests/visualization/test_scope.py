@@ -21,7 +21,7 @@ def options(shapes, tmp_path, **more):  # noqa: F811
 def test_the_tool_writes_pictures(bins, engine, shapes, tmp_path, capsys):  # noqa: F811
     """Of a dataset also its anchors and scores, of all images and not of those alone that are drawn."""
     opts = options(shapes, tmp_path, **{"MODEL.SCOPENET.BINS.NUM": bins})
-    flags = ["--config-file", config("scopenet"), "--engine", engine, "--input", f"val_{shapes.parent.name}"]
+    flags = ["--config-file", config("scopenet"), "--engine", engine, "--dataset", f"val_{shapes.parent.name}"]
     tool("visualize").main([*flags, "--limit", "2", "--output", str(tmp_path / "out"), *opts])
     printed = capsys.readouterr().out
     assert "rank correlation with the true IoU: p_cls " in printed and "2 pictures in " in printed
@@ -32,12 +32,12 @@ def test_the_tool_writes_pictures(bins, engine, shapes, tmp_path, capsys):  # no
             assert image.width > 300 and len(image.getcolors(1 << 24)) > 20
 
 
-def test_of_a_folder_there_is_no_truth(shapes, tmp_path, capsys):  # noqa: F811
+def test_of_a_photo_there_is_no_truth(shapes, tmp_path):  # noqa: F811
+    """Bins alone, and no dataset anywhere."""
     opts = options(shapes, tmp_path)
-    flags = ["--config-file", config("scopenet"), "--engine", "torchvision", "--input", str(shapes / "val")]
-    tool("visualize").main([*flags, "--limit", "1", "--output", str(tmp_path / "out"), *opts])
-    assert "rank correlation" not in capsys.readouterr().out
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["000000.jpg.png"]
+    flags = [str(shapes / "val" / "000000.jpg"), "--config-file", config("scopenet"), "--engine", "torchvision"]
+    tool("predict").main([*flags, "--maps", "--output", str(tmp_path / "out"), *opts])
+    assert [p.name for p in (tmp_path / "out" / "pictures").iterdir()] == ["000000.jpg.png"]
 
 
 @pytest.mark.parametrize("bins", [5, 1])

@@ -6,12 +6,13 @@ from .generation import AnchorGeneration
 from .head import GuidedAnchorHead
 from .retinanet import GuidedAnchorRetinaHead, GuidedAnchorRetinaNet
 from .rpn import GuidedAnchorRPN
-from .selection import LocationSelection
+from .selection import EveryLocation, LocationSelection
 from .targets import LocationTargets, ShapeTargets
 
 __all__ = [
     "AnchorGeneration",
     "AnchorShapes",
+    "EveryLocation",
     "FeatureAdaption",
     "FixedShapes",
     "GuidedAnchorHead",

@@ -1,9 +1,11 @@
 """Feature adaption (section 3.3): each location sees the area that its anchor covers."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops import DeformConv2d, MaskedConv2d, masked_conv2d
+from ..pyramid import Pyramid
 
 OFFSETS = ("shape", "features", "none")
 TAPS = 9  # of the 3x3 convolution
@@ -60,3 +62,24 @@ class FeatureAdaption(nn.Module):
         return F.relu(
             self.conv_adaption(features, shape_deltas[:, :2], locations=locations, offset_weight=conv.weight.flatten(1))
         )
+
+    def reads(self, pyramid: Pyramid, shape_deltas: Tensor, locations: Tensor) -> Tensor:
+        """Which locations (N, P) of the features :meth:`forward` samples; not for offsets of ``"features"``."""
+        count, device = len(locations), locations.device
+        if self.offsets == "none":
+            offsets = torch.zeros(count, 1, TAPS, 2, device=device)
+        else:
+            offsets = shape_deltas[:, :2].float() @ self.conv_offset.weight.flatten(1).float().T
+            offsets = offsets.unflatten(1, (-1, TAPS, 2))
+        y, x, height, width = (value[:, None, None] for value in pyramid.cells(locations))
+        tap = torch.arange(TAPS, device=device)
+        positions = [y + tap // 3 - 1 + offsets[..., 0], x + tap % 3 - 1 + offsets[..., 1]]
+        read = torch.zeros(pyramid.images * pyramid.locations, dtype=torch.bool, device=device)
+        first = locations[:, None, None] - y * width - x  # of the level's cells
+        # The operator may round a position on the border of two cells to the other side.
+        rows, columns = ([(p - 1e-3).floor(), (p + 1e-3).floor(), (p + 1e-3).floor() + 1] for p in positions)
+        for row in rows:
+            for column in columns:
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                read[(first + row * width + column)[inside].long()] = True
+        return read.view(pyramid.images, pyramid.locations)

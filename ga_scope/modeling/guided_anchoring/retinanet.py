@@ -10,10 +10,10 @@ convolution on the active set alone.
 import torch
 from torch import Tensor, nn
 
-from ...ops import MaskedConv2d, iou_match
+from ...ops import MaskedConv2d, iou_match, masked_conv2d
 from ..box_coding import BoxCoder
-from ..inference import best_classes, select_detections
-from ..layers import initialise, tower
+from ..inference import ClassCandidates, best_classes, select_detections
+from ..layers import SparseTower, initialise, tower
 from ..locations import LocationList
 from ..losses import positives_per_process, sigmoid_focal_loss, smooth_l1_loss
 from ..pyramid import Pyramid
@@ -99,6 +99,11 @@ class GuidedAnchorRetinaHead(nn.Module):
         location = pyramid.flatten([self.location(f) for f in towers.classification]).squeeze(2)
         return towers, location, pyramid.flatten([self.shape(f) for f in towers.regression])
 
+    @property
+    def towers_are_local(self) -> bool:
+        """Whether the regression tower can be computed in part (:meth:`SparseRegression`)."""
+        return SparseTower.possible(self.regression_tower) and self.regression.adaption.offsets != "features"
+
     def classify(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown: Tensor):
         """Class logits (L, classes) at the locations; no gradient flows into the shapes (section 3.3).
 
@@ -109,6 +114,29 @@ class GuidedAnchorRetinaHead(nn.Module):
     def regress(self, pyramid: Pyramid, towers: Towers, shape_deltas: Tensor, locations: Tensor, grown: Tensor):
         """Box deltas (L, 4) at the locations."""
         return self.regression(pyramid, towers.regression, shape_deltas.detach(), locations, grown)
+
+
+class SparseRegression:
+    """The regression tower of a batch where it is read: at the shapes of active locations and their neighbours, and
+    where the adaption of candidates samples it.
+    """
+
+    def __init__(self, head: GuidedAnchorRetinaHead, pyramid: Pyramid, features: list[Tensor]):
+        self.head, self.pyramid = head, pyramid
+        self.tower = SparseTower(head.regression_tower, pyramid, features)
+
+    def shape_deltas(self, locations: Tensor) -> Tensor:
+        """(N, P, columns) at the locations (L,), zero elsewhere."""
+        pyramid, shape = self.pyramid, self.head.shape
+        maps = self.tower(pyramid.mask(locations))
+        rows = masked_conv2d(maps, shape.weight, shape.bias, locations=locations)
+        flat = rows.new_zeros(pyramid.images * pyramid.locations, rows.shape[1]).index_copy(0, locations, rows)
+        return flat.view(pyramid.images, pyramid.locations, -1)
+
+    def maps(self, shape_deltas: Tensor, grown: Tensor) -> list[Tensor]:
+        """The tower's maps, right where the adaption at the locations ``grown`` (L,) samples them."""
+        reads = self.head.regression.adaption.reads(self.pyramid, shape_deltas.flatten(0, 1)[grown], grown)
+        return self.tower(reads)
 
 
 class GuidedAnchorRetinaNet(AnchorGeneration):
@@ -125,6 +153,9 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         class_alpha, class_gamma: of the classes' focal loss.
         smooth_l1_beta: of the box loss.
         score_thresh, topk_candidates, nms_thresh, detections_per_image: of the inference, as RetinaNet's.
+
+    Attributes:
+        sparse_tower: as :attr:`ScopeDetector.sparse_tower`, of the regression tower.
     """
 
     def __init__(
@@ -151,6 +182,7 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         self.smooth_l1_beta = smooth_l1_beta
         self.score_thresh, self.topk_candidates = score_thresh, topk_candidates
         self.nms_thresh, self.detections_per_image = nms_thresh, detections_per_image
+        self.sparse_tower = False
 
     def forward(
         self,
@@ -170,6 +202,9 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
             fixed_size, maps: as :meth:`GuidedAnchorRPN.forward`.
         """
         pyramid = Pyramid.of(features, self.strides, self.cell_offset)
+        if self.sparse_tower and not (self.training or fixed_size or maps):
+            with torch.no_grad():
+                return self._sparse_inference(pyramid, features, size_tensor(image_sizes, features[0].device))
         towers, location_logits, shape_deltas = self.head.generate(pyramid, features)
         if self.training:
             losses = self._losses(pyramid, towers, location_logits, shape_deltas, needed(targets, classes=True))
@@ -182,24 +217,42 @@ class GuidedAnchorRetinaNet(AnchorGeneration):
         locations = self.choose(pyramid, location_logits, fixed_size, self.selection)
         logits = self.head.classify(pyramid, towers, shape_deltas, locations.indices, locations.grown(REACH))
         # Candidates are chosen first, so that boxes are regressed only for them.
-        rows, scores, classes = best_classes(locations, logits, self.topk_candidates, self.score_thresh)
-        chosen, place = locations.those(rows, scores > 0)
-        boxes = self._boxes(pyramid, towers, shape_deltas, chosen)
+        candidates = best_classes(locations, logits, self.topk_candidates, self.score_thresh)
+        chosen, place = locations.those(candidates.rows, candidates.scores > 0)
+        boxes = self._boxes(pyramid, towers, shape_deltas, chosen)[place]
+        found = self._detections(pyramid, locations, candidates, boxes, sizes)
+        if maps:
+            boxes = self._boxes(pyramid, towers, shape_deltas, locations)
+            found.maps = self._maps(pyramid, location_logits, shape_deltas, locations.indices, boxes)
+        return found
+
+    def _sparse_inference(self, pyramid, features, sizes):
+        """Without the regression tower where nothing reads it."""
+        classification = [self.head.classification_tower(f) for f in features]
+        location_logits = pyramid.flatten([self.head.location(f) for f in classification]).squeeze(2)
+        locations = self.choose(pyramid, location_logits, False, self.selection)
+        grown = locations.grown(REACH)
+        regression = SparseRegression(self.head, pyramid, features)
+        shape_deltas = regression.shape_deltas(grown)
+        logits = self.head.classify(pyramid, Towers(classification, []), shape_deltas, locations.indices, grown)
+        candidates = best_classes(locations, logits, self.topk_candidates, self.score_thresh)
+        chosen, place = locations.those(candidates.rows, candidates.scores > 0)
+        towers = Towers(classification, regression.maps(shape_deltas, chosen.grown(REACH)))
+        boxes = self._boxes(pyramid, towers, shape_deltas, chosen)[place]
+        return self._detections(pyramid, locations, candidates, boxes, sizes)
+
+    def _detections(self, pyramid, locations: LocationList, candidates: ClassCandidates, boxes, sizes):
         detections = select_detections(
-            boxes[place],
-            scores,
-            classes,
-            locations.places[rows],
+            boxes,
+            candidates.scores,
+            candidates.classes,
+            locations.places[candidates.rows],
             sizes,
             nms_thresh=self.nms_thresh,
             most=self.detections_per_image,
             clip_first=False,
         )
-        found = Results(detections=detections, anchors=locations.count(), locations=pyramid.locations)
-        if maps:
-            boxes = self._boxes(pyramid, towers, shape_deltas, locations)
-            found.maps = self._maps(pyramid, location_logits, shape_deltas, locations.indices, boxes)
-        return found
+        return Results(detections=detections, anchors=locations.count(), locations=pyramid.locations)
 
     def _boxes(self, pyramid, towers, shape_deltas, locations: LocationList):
         """Boxes (L, 4) of the anchors at the locations."""

@@ -34,6 +34,10 @@ class ScopeDetector(nn.Module):
         topk: candidates of each level and image before NMS, by score.
         nms_thresh: of the NMS within each class.
         detections_per_image: at most.
+
+    Attributes:
+        sparse_tower: in inference the localization tower is computed only where candidates need it, with the same
+            results (:func:`ga_scope.optimize_for_inference`); for a head with :attr:`ScopeHead.towers_are_local`.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ScopeDetector(nn.Module):
         self.topk = topk
         self.nms_thresh = nms_thresh
         self.detections_per_image = detections_per_image
+        self.sparse_tower = False
 
     def forward(
         self, features: list[Tensor], image_sizes, targets: Targets | None = None, *, maps: bool = False
@@ -83,11 +88,14 @@ class ScopeDetector(nn.Module):
             maps: the results have their :class:`ScopeMaps`, in inference.
         """
         pyramid = Pyramid.of(features, self.strides)
-        predictions = self.head(pyramid, features)
         if self.training:
+            predictions = self.head(pyramid, features)
             return Results(self.losses(pyramid, predictions, needed(targets, classes=True)))
         with torch.no_grad():
-            return self._inference(pyramid, predictions, size_tensor(image_sizes, predictions.borders.device), maps)
+            sizes = size_tensor(image_sizes, features[0].device)
+            if self.sparse_tower and not maps:
+                return self._sparse_inference(pyramid, features, sizes)
+            return self._inference(pyramid, self.head(pyramid, features), sizes, maps)
 
     # ---- inference ------------------------------------------------------------------------------
 
@@ -95,6 +103,13 @@ class ScopeDetector(nn.Module):
         """p_loc (...) from bin logits (..., 4, B)."""
         probabilities = bin_logits.softmax(-1)
         return mean_of_maxima(probabilities) if self.quality is None else self.quality(probabilities).sigmoid()
+
+    def _sparse_inference(self, pyramid, features, sizes):
+        """Sides are predicted only where a class is above the threshold: no other location can be a candidate."""
+        class_logits = self.head.classify(pyramid, features)
+        wanted = class_logits.amax(2).sigmoid() > self.score_thresh
+        predictions = ScopePredictions(class_logits, *self.head.localize(pyramid, features, wanted))
+        return self._inference(pyramid, predictions, sizes, False)
 
     def _inference(self, pyramid, predictions, sizes, maps):
         localization = self.localization_score(predictions.bin_logits) if self.rescore else None

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layers import full, initialise, tower
+from ...ops import masked_conv2d
+from ..layers import SparseTower, full, initialise, tower
 from ..pyramid import Pyramid
 from .bins import ScopeBins
 
@@ -67,21 +68,39 @@ class ScopeHead(nn.Module):
 
     def forward(self, pyramid: Pyramid, features: list[Tensor]) -> ScopePredictions:
         """``features`` are (N, in_channels, H_l, W_l) per level."""
-        classes, bins, borders = [], [], []
-        for feature in features:
-            classes.append(self.classes(self.classification_tower(feature)))
-            localization = self.localization_tower(feature)
-            borders.append(self.borders(localization))
-            if self.bin_logits is not None:
-                bins.append(self.bin_logits(localization))
-        borders = full(pyramid.flatten(borders)).unflatten(2, (4, -1))
-        if self.bin_logits is None:
-            bin_logits = torch.zeros_like(borders)
-        else:
-            bin_logits = full(pyramid.flatten(bins)).unflatten(2, (4, -1))
-            if self.uncertainty:
-                bin_logits = temper(bin_logits)
-        return ScopePredictions(full(pyramid.flatten(classes)), bin_logits, borders)
+        maps = [self.localization_tower(feature) for feature in features]
+        borders = pyramid.flatten([self.borders(map) for map in maps])
+        bins = None if self.bin_logits is None else pyramid.flatten([self.bin_logits(map) for map in maps])
+        return ScopePredictions(self.classify(pyramid, features), *self._sides(borders, bins))
+
+    def classify(self, pyramid: Pyramid, features: list[Tensor]) -> Tensor:
+        """The class logits (N, P, C) alone."""
+        return full(pyramid.flatten([self.classes(self.classification_tower(feature)) for feature in features]))
+
+    @property
+    def towers_are_local(self) -> bool:
+        """Whether :meth:`localize` has a tower that it can compute in part."""
+        return SparseTower.possible(self.localization_tower)
+
+    def localize(self, pyramid: Pyramid, features: list[Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Bin logits and borders (N, P, 4, B) at the ``wanted`` locations (N, P), zero elsewhere."""
+        maps = SparseTower(self.localization_tower, pyramid, features)(pyramid.dilate(wanted))
+        locations = wanted.flatten().nonzero()[:, 0]
+
+        def everywhere(conv):
+            rows = masked_conv2d(maps, conv.weight, conv.bias, padding=1, locations=locations)
+            flat = rows.new_zeros(wanted.numel(), rows.shape[1]).index_copy(0, locations, rows)
+            return flat.view(*wanted.shape, -1)
+
+        return self._sides(everywhere(self.borders), None if self.bin_logits is None else everywhere(self.bin_logits))
+
+    def _sides(self, borders, bin_logits):
+        """Bin logits and borders (N, P, 4, B) of the convolutions' outputs (N, P, ...)."""
+        borders = full(borders).unflatten(2, (4, -1))
+        if bin_logits is None:
+            return torch.zeros_like(borders), borders
+        bin_logits = full(bin_logits).unflatten(2, (4, -1))
+        return temper(bin_logits) if self.uncertainty else bin_logits, borders
 
     def distances(self, borders: Tensor, bins: Tensor) -> Tensor:
         """Eq. 1: d = 2^{a_n} e^{t_n} of chosen bins, in strides.

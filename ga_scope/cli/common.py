@@ -7,32 +7,49 @@ from collections.abc import Callable
 
 import torch
 
-from .engines import ENGINES, Engine, get_engine, processes
-from .errors import InputError, Interrupted
-from .evaluation import report
+from ..engines import ENGINES
+from ..errors import InputError, Interrupted
 
 DEBUG = "--debug"
 
 
-def plain_parser(description: str, **more) -> argparse.ArgumentParser:
-    """A parser of what every command has: ``--debug`` (:func:`end_well`)."""
-    more = {"formatter_class": argparse.RawDescriptionHelpFormatter} | more
-    parser = argparse.ArgumentParser(description=description, **more)
+def plain_parser(text: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help is a text: what stands before the line ``Examples:``, the options, and the rest.
+
+    It has what every command has: ``--debug`` (:func:`end_well`).
+    """
+    description, _, examples = text.partition("\nExamples:\n")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description.strip(),
+        epilog=f"Examples:\n{examples.rstrip()}" if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of an error, too")
     return parser
 
 
-def argument_parser(description: str, **more) -> argparse.ArgumentParser:
-    """The same with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
-    parser = plain_parser(description, **more)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml configuration")
+def argument_parser(text: str, prog: str | None = None, required: bool = True) -> argparse.ArgumentParser:
+    """A :func:`plain_parser` with ``--config-file`` and ``--engine``; :func:`parse` adds the overrides."""
+    parser = plain_parser(text, prog)
+    parser.add_argument(
+        "--config-file",
+        "--config",
+        required=required,
+        metavar="FILE",
+        help="yaml: a file, or the name of one of the project's, as COCO-Detection/ga_faster_rcnn_R_50_FPN_1x",
+    )
+    add_engine(parser)
+    return parser
+
+
+def add_engine(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
         help="auto: detectron2 where it is installed, else the built-in engine on torchvision",
     )
-    return parser
 
 
 def add_processes(parser: argparse.ArgumentParser):
@@ -43,11 +60,14 @@ def add_processes(parser: argparse.ArgumentParser):
     parser.add_argument("--dist-url", default=None, help="where the machines meet: tcp://HOST:PORT of the first")
 
 
-def parse(parser: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
-    """The arguments, and what follows them as overrides of the configuration."""
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides, as MODEL.WEIGHTS model_final.pth"
-    )
+def parse(
+    parser: argparse.ArgumentParser,
+    argv=None,
+    metavar: str = "KEY VALUE",
+    text: str = "overrides, as MODEL.WEIGHTS model_final.pth",
+) -> argparse.Namespace:
+    """The arguments, and what follows them, ``opts``: overrides of the configuration."""
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar=metavar, help=text)
     return parser.parse_args(argv)
 
 
@@ -90,36 +110,3 @@ def what_to_say(error: Exception) -> str | None:
             "SOLVER.IMS_PER_BATCH or INPUT.MIN_SIZE_TRAIN, NORM FrozenBN, or with GN a larger MODEL.FPN.OUT_CHANNELS"
         )
     return None
-
-
-def announce(engine: Engine, device: str, config_file: str):
-    """The first line of a run."""
-    where = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    print(f"engine: {engine.name} | device: {device} ({where}) | config: {config_file}", flush=True)
-
-
-def train_net(argv=None) -> dict:
-    """``train_net.py``: trains or evaluates; the metrics per dataset."""
-    parser = argument_parser("Trains or evaluates a model of a detectron2-style configuration.")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
-    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
-    add_processes(parser)
-    args = parse(parser, argv)
-    return get_engine(args.engine).launch(_train_net, args)
-
-
-def _train_net(args) -> dict:
-    engine = get_engine(args.engine)
-    cfg = engine.setup(args.config_file, args.opts)
-    first = processes.rank() == 0
-    if first:
-        announce(engine, cfg.MODEL.DEVICE, args.config_file)
-    engine.begin(cfg, args.config_file, args.eval_only)
-    if args.eval_only:
-        model, classes = engine.load(cfg)
-        metrics = engine.evaluate(cfg, model, classes)
-    else:
-        metrics = engine.train(cfg, args.resume)
-    if first:
-        report(metrics, cfg.OUTPUT_DIR)
-    return metrics

@@ -1,0 +1,5 @@
+"""Trained models as files that run without this repository: ``torch.export``, AOTInductor and ONNX."""
+
+from .files import FORMATS, export, read_description
+
+__all__ = ["FORMATS", "export", "read_description"]
