@@ -47,8 +47,12 @@ class Evaluation:
         )
 
     def merge(self, parts: list[dict]):
-        """Takes the :attr:`results` of several processes in place of its own."""
-        self.results = {image: result for part in parts for image, result in part.items()}
+        """Takes the :attr:`results` of several processes in place of its own, in the dataset's order: means are sums,
+        whose last digits follow the order.
+        """
+        found = {image: result for part in parts for image, result in part.items()}
+        order = (self.dataset.image(index)["image_id"] for index in range(len(self.dataset)))
+        self.results = {image: found[image] for image in order if image in found}
 
     def _some(self, attribute: str) -> list[ImageResult]:
         return [result for result in self.results.values() if getattr(result, attribute) is not None]

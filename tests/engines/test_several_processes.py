@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ga_scope.cli.proposals import dump as dump_share
 from ga_scope.engines import get_engine, processes
 from ga_scope.engines.loader import train_loader
 from ga_scope.engines.trainer import Trainer
 from ga_scope.modeling.layers import SyncBatchNorm2d
 
-from .conftest import ENGINES, ROOT, config, image_size, overrides, random_weights, run, tool
+from .conftest import ENGINES, ROOT, config, image_size, overrides, random_weights, run
 from .forked import fork, together, wait
 from .test_training import assert_same, content
 from .tiny import use_tiny_model
@@ -243,7 +244,7 @@ def test_metrics_of_two_processes_are_those_of_one(engine, shapes, tmp_path):
 
 def dump(rank, engine, arguments):
     joined(engine, rank)
-    tool("dump_proposals").dump(argparse.Namespace(**arguments))
+    dump_share(argparse.Namespace(**arguments))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
