@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import logging
 import os
 import random
 import zlib
@@ -40,6 +41,15 @@ def seed(request):
     random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """A run's logging ends with its test."""
+    yield
+    logger = logging.getLogger("ga_scope")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
