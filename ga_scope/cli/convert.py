@@ -43,7 +43,8 @@ def main(argv=None, prog=None) -> int:
     fits = True
     if args.config_file:
         engine = get_engine("torchvision")  # either has the same parameters
-        cfg = engine.setup(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts, "MODEL.WEIGHTS", ""])
+        alone = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # without data and proposals
+        cfg = engine.setup(args.config_file, [*alone, *args.opts, "MODEL.WEIGHTS", ""])
         comparison = compare(converted, engine.named_state(engine.build(cfg)), cfg)
         print(comparison.as_text())
         fits = comparison.fits

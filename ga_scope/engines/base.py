@@ -180,7 +180,11 @@ class Engine(ABC):
     def begin(self, cfg, config_file: str, eval_only: bool):
         """Before anything else of a run: logging, the configuration in OUTPUT_DIR, seeds."""
         level = logging.INFO if processes.rank() == 0 else logging.ERROR
-        logging.basicConfig(level=level, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", force=True)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+        log = logging.getLogger("ga_scope")  # the root's handlers are the program's that calls this
+        log.handlers = [handler]
+        log.setLevel(level)
         if processes.rank() == 0:
             write_text(output_folder(cfg) / "config.yaml", cfg.dump())
 

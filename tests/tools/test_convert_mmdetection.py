@@ -44,8 +44,11 @@ BACKBONES = {
 BUILTIN = get_engine("torchvision")
 
 
+ALONE = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]  # a model without data and proposals
+
+
 def built(config, opts=()):
-    return BUILTIN.build(BUILTIN.setup(str(config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])).eval()
+    return BUILTIN.build(BUILTIN.setup(str(config), [*ALONE, "MODEL.WEIGHTS", "", *opts])).eval()
 
 
 def compared_with(opts):
@@ -149,7 +152,7 @@ def test_every_parameter_of_every_family_is_filled(family, backbone, tmp_path, c
 @pytest.mark.parametrize("family", FAMILIES)
 def test_detectron2_takes_it_too(family, tmp_path):
     engine = get_engine("detectron2")
-    cfg = engine.setup(CONFIGS / f"{FAMILIES[family]}_R_50_FPN_1x_release.yaml", ["MODEL.DEVICE", "cpu"])
+    cfg = engine.setup(CONFIGS / f"{FAMILIES[family]}_R_50_FPN_1x_release.yaml", ALONE)
     target = written(tmp_path / "ours.pth", {"model": convert(mmdetection_state(family)).state})
     Checkpointer(cfg, engine.build(cfg), engine.named_state).load(target)
 
