@@ -298,7 +298,10 @@ DAMAGES = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-5000]), "not a checkpoint that can be read"),
     "one bit": (flipped, "damaged: .*/data/.* has not the checksum that it was written with"),
     "gone": (lambda p: p.unlink(), "no such checkpoint"),
-    "not finite": (not_finite, "expected finite numbers, got others in 1 of .* tensors, the first of them .*head.weight"),
+    "not finite": (
+        not_finite,
+        "expected finite numbers, got others in 1 of .* tensors, the first of them .*head.weight",
+    ),
 }
 
 
