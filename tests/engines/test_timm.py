@@ -31,8 +31,8 @@ def backbone(name, **more):
     return keys | more
 
 
-# Not RepVGG: in channels_last the backward pass of its blocks alone, without anything of this project, corrupts memory in
-# torch 2.14.1 on a CPU.
+# Not RepVGG: in channels_last the backward pass of its blocks alone, without anything of this project, corrupts memory
+# in torch 2.14.1 on a CPU.
 TRAINED = [family for family in FAMILIES if family != "repvgg_a0"]
 
 
