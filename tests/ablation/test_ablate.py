@@ -187,7 +187,7 @@ def test_only_some_rows_and_report(tmp_path, capsys):
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path):
     suite = FakeSuite("shapes", tmp_path, "torchvision")
-    with pytest.raises(RunFailed, match="fails: exit code 1; the end of .*log.txt:\nbroken on purpose"):
+    with pytest.raises(RunFailed, match="fails: exit code 1; the end of .*log.txt: broken on purpose"):
         run_tables(suite, {"x": fake_table(["fails"])}, [0])
     assert suite.result(Run("fails", "rpn"), 0) is None
 
