@@ -212,10 +212,11 @@ def test_boxes_are_not_pooled_in_bfloat16():
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes
 
-    pooler = build(name="faster_rcnn")[0].roi_heads.box_pooler
+    model, cfg = build(name="faster_rcnn")
+    pooler, samples = model.roi_heads.box_pooler, cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO
     features = [torch.randn(1, 8, 256 // s, 256 // s).bfloat16() for s in (4, 8, 16, 32)]
     boxes = [Boxes(torch.tensor([[130.6, 71.3, 201.7, 190.4]]))]
-    plain = ROIPooler(7, [1 / s for s in (4, 8, 16, 32)], 0, "ROIAlignV2")
+    plain = ROIPooler(7, [1 / s for s in (4, 8, 16, 32)], samples, "ROIAlignV2")
     expected = plain([feature.float() for feature in features], boxes)
     with torch.autocast("cpu", torch.bfloat16):
         assert not torch.allclose(plain(features, boxes).float(), expected, atol=0.02)
