@@ -87,16 +87,22 @@ def test_the_rules_are_settings_of_the_system(tmp_path, system):
 
 
 @pytest.mark.slow
-def test_from_data_to_a_detector(tmp_path):
-    """A configuration and a checkpoint like any other, and results with the names of the classes."""
+def test_from_data_to_a_detector(tmp_path, monkeypatch):
+    """A configuration and a checkpoint like any other, results with the names of the classes, and a page."""
+    from ga_scope.cli import fit as command
+
+    kept = []
+    monkeypatch.setattr(command, "fit", lambda *given: kept.append(ga_scope.fit(*given)) or kept[0])
     shapes = ga_scope.data.make_shapes(tmp_path / "shapes", train=12, val=4, size=96, seed=5)
     sets = {split: (shapes / "annotations" / f"instances_{split}.json", shapes / split) for split in ("train", "val")}
     small = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", 96, "INPUT.MIN_SIZE_TEST", 96]
     small += ["INPUT.MAX_SIZE_TEST", 96, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 2]
     small += ["MODEL.WEIGHTS", "", "DATALOADER.NUM_WORKERS", 0, "MODEL.DEVICE", "cpu", "SOLVER.WARMUP_ITERS", 1]
-    fitted = ga_scope.fit(
-        **sets, backbone="mobilenetv3_small_050", output=tmp_path / "out", overrides=small, engine="torchvision"
-    )
+    given = ["--backbone", "mobilenetv3_small_050", "--output", tmp_path / "out", "--engine", "torchvision"]
+    given += [part for split, files in sets.items() for part in (f"--{split}", *files)]
+    command.main([str(part) for part in (*given, *small)])
+    (fitted,) = kept
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text()
     assert fitted.config.is_file() and fitted.weights.is_file() and 0 <= fitted.metrics["fit_val"]["AP"] <= 1
     detector = fitted.detector()
     assert detector.classes == load_coco_json(*sets["train"]).classes

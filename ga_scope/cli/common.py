@@ -104,6 +104,10 @@ def what_to_say(error: Exception) -> str | None:
             f"out of memory ({text[:200] or 'of the host'}): try a smaller SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN "
             "or INPUT.MIN_SIZE_TEST, or DATALOADER.NUM_WORKERS 0"
         )
+    if "gloo/transport" in text or isinstance(error, torch.distributed.DistBackendError):
+        return (
+            f"another process of this run ended, or cannot be reached any more; what it said last is why ({text[:200]})"
+        )
     if "Expected more than 1 value per channel" in text:  # of torch's batch_norm and group_norm
         return (
             "MODEL: a normalisation layer has one number to normalise, on a map of 1 x 1: try a larger "

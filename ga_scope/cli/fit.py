@@ -1,14 +1,17 @@
 """``fit``: a detector of one's own things."""
 
 from ..fitting import SYSTEMS, fit
+from . import report
 from .common import add_engine, parse, plain_parser
+
+REPORTED = 500  # images that the page is made of: a minute or two
 
 HELP = """Trains a detector on a data set of your own, a few hundred photos say, in one call.
 
 Input size, sizes of anchors, augmentation and schedule follow from the images and objects; each setting is printed with
 its reason. The weights of the best evaluation are kept (model_best.pth), beside a configuration like any other
-(config.yaml): `ga-scope predict --run`, `report` and `export` take the folder. KEY VALUE pairs at the end override what
-follows from the data.
+(config.yaml) and a page that shows the run on up to 500 images of --val (report.html): `ga-scope predict --run`,
+`report` and `export` take the folder. KEY VALUE pairs at the end override what follows from the data.
 
 Examples:
   ga-scope fit --train train.json images --val val.json images --output output/mine
@@ -34,3 +37,4 @@ def main(argv=None, prog=None):
     args = parse(parser, argv, text="over what follows from the data, as SOLVER.MAX_ITER 300")
     fitted = fit(args.train, args.val, args.system, args.backbone, args.output, args.opts, args.engine, args.resume)
     print(f"{fitted.config}\n{fitted.weights}")
+    report.write([args.output], None, args.engine, None, REPORTED, [])

