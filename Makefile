@@ -1,6 +1,7 @@
 # make demo    trains GA-Faster R-CNN on generated shapes, evaluates it, draws pictures: output/demo
 # make scopenet-demo  the same with ScopeNet: output/scopenet-demo
 # make test    the tests
+# make test-all  and those that take minutes each (pytest --long)
 # make bench   the benchmarks, and the table of bars that the operators are held to: output/bench.csv
 # make lint    ruff and clang-format
 # make docs    the site: output/docs/index.html; a warning or a dead link within it is an error
@@ -23,7 +24,7 @@ endif
 
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt tools/install.sh tools/cuda_toolkit.py
 
-.PHONY: install demo scopenet-demo test bench lint docs linkcheck format cuda-check gpu-check clean
+.PHONY: install demo scopenet-demo test test-all bench lint docs linkcheck format cuda-check gpu-check clean
 
 install: $(INSTALLED)
 
@@ -51,6 +52,9 @@ scopenet-demo: install
 # A process per core, up to eight; files whole, since their tests share what they train and build.
 test: install
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test-all: install
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --long
 
 bench: install
 	$(PY) -m benchmarks --csv output/bench.csv

@@ -18,6 +18,10 @@ NEEDS = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the tests that take minutes: make test-all")
+
+
 def pytest_configure():
     """pytest-xdist's processes share the cores, and the commands that tests start do, too."""
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -27,9 +31,10 @@ def pytest_configure():
         torch.set_num_threads(threads)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    needs = NEEDS | {"long": (config.getoption("--long"), "takes long: make test-all")}
     for item in items:
-        for mark, (available, reason) in NEEDS.items():
+        for mark, (available, reason) in needs.items():
             if item.get_closest_marker(mark) and not available:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -322,6 +322,7 @@ def tiny(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kills_of_real_trainings_change_nothing(tiny, tmp_path):
     """tools/ablate.py, killed five times at random moments: the final table is that of a run in one go."""
     rows = ["none (RPN)", "L. + S. + F.A."]

@@ -173,9 +173,10 @@ def test_heads_use_the_best_proposals_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ga_faster_rcnn", "ga_retinanet", "scopenet"])
-def test_overfits_four_images(model, shapes, four_images, tmp_path):
-    (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
+@pytest.mark.long
+def test_overfits_four_images(shapes, four_images, tmp_path):
+    """One system: the others' losses and gradients are those of the built-in engine, where each does."""
+    (metrics,) = run("ga_faster_rcnn", overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics
 
 

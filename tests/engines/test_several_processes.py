@@ -297,7 +297,9 @@ def command(arguments, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=[pytest.mark.detectron2, pytest.mark.long])]
+)
 def test_a_worker_killed_under_torchrun_is_started_again_and_goes_on(engine, shapes, tmp_path):
     """By itself, from the last checkpoint, to the weights of a run that nobody killed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
@@ -310,7 +312,9 @@ def test_a_worker_killed_under_torchrun_is_started_again_and_goes_on(engine, sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", ["torchvision", pytest.param("detectron2", marks=[pytest.mark.detectron2, pytest.mark.long])]
+)
 def test_num_gpus_starts_the_processes_and_says_what_went_wrong_in_one(engine, shapes, tmp_path):
     """On CPUs here: as many processes. One line of the error of whichever it was, and the exit status of a failure."""
     own = [str(script(tmp_path, engine)), "--config-file", config("ga_rpn"), "--engine", engine]

@@ -60,7 +60,14 @@ def test_train_and_evaluate(name, shapes, tmp_path, capsys, losses):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["ga_faster_rcnn", "ga_retinanet", "scopenet"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "ga_faster_rcnn",
+        pytest.param("ga_retinanet", marks=pytest.mark.long),
+        pytest.param("scopenet", marks=pytest.mark.long),
+    ],
+)
 def test_overfits_four_images(model, shapes, four_images, tmp_path):
     (metrics,) = run(model, overfitting(shapes, four_images, tmp_path)).values()
     assert metrics["AP50"] > 0.95, metrics

@@ -44,9 +44,12 @@ EXPORTED = [
     "RetinaNet",
     "ScopeNet",
 ]
+LONG = {"GA-RetinaNet", "RetinaNet"}
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in EXPORTED]
+)
 def test_torch_and_onnx_give_what_the_model_does(name, tmp_path):
     """The eager model lists its locations, where the programs have a budget of them or all."""
     model = awake(MODELS[name]())

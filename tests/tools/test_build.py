@@ -169,6 +169,7 @@ def test_sdist_has_what_the_build_reads(sdist):
     assert not [name for name in names if name.endswith((".so", "_build_record.json", ".pyc"))]
 
 
+@pytest.mark.long
 def test_wheel_of_the_sdist(sdist, tmp_path):
     """Built from the sdist alone, and imported where only torch and what it needs are beside it."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"GA_SCOPE_WITH_CUDA": "0"}
