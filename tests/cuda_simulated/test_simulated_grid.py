@@ -9,6 +9,8 @@ import pytest
 
 # Tests of the CPU library itself: its threads and instruction sets, and a map too large for a simulation.
 CPU_ONLY = "threads or instruction_set or capability or large_map"
+# Of the oracles, those that take longer than the kernels.
+CPU_ONLY += " or grid_search or size_range"
 
 
 def run(stand_in, *arguments):
@@ -35,7 +37,7 @@ def test_the_stand_in_is_simulated(stand_in):
         ("ops/test_masked_conv.py", "test"),
         ("ops/test_matching.py", "test"),
         ("ops/test_nms.py", "test"),
-        ("ops/test_wide_convolution.py", "test"),
+        pytest.param("ops/test_wide_convolution.py", "test", marks=pytest.mark.long),
         ("ops/test_registration.py", "opcheck"),
         ("on_grid/test_kernels.py", "test"),
     ],

@@ -39,8 +39,9 @@ TRAINED = [family for family in FAMILIES if family not in ("repvgg_a0", "fastvit
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family, engine",
-    [*((family, "torchvision") for family in TRAINED),
-     *(pytest.param(family, "detectron2", marks=pytest.mark.detectron2) for family in TRAINED[:5])],
+    [*((family, "torchvision") for family in TRAINED[:5]),
+     *(pytest.param(family, "torchvision", marks=pytest.mark.long) for family in TRAINED[5:]),
+     *(pytest.param(family, "detectron2", marks=[pytest.mark.detectron2, pytest.mark.long]) for family in TRAINED)],
 )  # fmt: skip
 def test_families_train_and_evaluate(family, engine, shapes, tmp_path, losses):  # noqa: F811
     """Three steps, then metrics."""

@@ -89,6 +89,7 @@ def test_onnx_and_its_example(options, pictures, tmp_path):
     assert len(printed.splitlines()) == len(expected(options, str(pictures[0]))[0][0])
 
 
+@pytest.mark.long
 def test_a_program_of_torch_and_its_description(tmp_path):
     """Read back in a process that knows the operators alone; more images than it was written with."""
     model, path = awake(scopenet()), tmp_path / "model.pt2"

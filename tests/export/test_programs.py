@@ -44,7 +44,7 @@ EXPORTED = [
     "RetinaNet",
     "ScopeNet",
 ]
-LONG = {"GA-RetinaNet", "RetinaNet"}
+LONG = {"GA-RPN without a budget", "GA-RetinaNet", "RetinaNet"}
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,9 @@ def test_exports_without_unknown_sizes(model):
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("model", [rpn, pytest.param(retinanet, marks=pytest.mark.long), scopenet])
+@pytest.mark.parametrize(
+    "model", [rpn, *(pytest.param(model, marks=pytest.mark.long) for model in (retinanet, scopenet))]
+)
 def test_compiles_for_any_size(model):
     model = model()
     torch.compiler.reset()

@@ -204,7 +204,8 @@ def run_tests_with(capability, *arguments):
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
 
 
-@pytest.mark.parametrize("capability", [pytest.param("portable", marks=pytest.mark.long), "avx2"])
+@pytest.mark.long
+@pytest.mark.parametrize("capability", ["portable", "avx2"])
 def test_every_instruction_set_gives_the_same_numbers(capability):
     names = "test_deform_conv.py", "test_masked_conv.py", "test_matching.py", "test_nms.py"
     run_tests_with(capability, *names, "-k", "definition or sampled_equals_the_matrix")
