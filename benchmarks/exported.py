@@ -104,10 +104,11 @@ def main():
     benchmark = harness.Benchmark("exported", args.budget)
     paths = sorted(path for path in args.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     print(harness.describe_machine())
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder:
         functions, stride = programs(
             Detector.of_run(args.run, [*args.opts, "MODEL.DEVICE", "cpu"], "torchvision"), folder
         )
+        torch.set_grad_enabled(False)
         for short_side, count in itertools.product(SHORT_SIDES, BATCHES):
             images = list(networks_inputs(paths[: args.limit], short_side, detector.cfg.INPUT.FORMAT))
             batches = [images[i : i + count] for i in range(0, len(images), count)]

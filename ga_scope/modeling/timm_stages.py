@@ -29,6 +29,9 @@ class TimmStages(nn.Module):
 
     size_divisibility = 32
 
+    # Whatever surrounds it: gradients say what a stage depends on.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def __init__(self, name: str, first: int = 2, norm: str = "BN", freeze_at: int = 0):
         super().__init__()
         self.model = _create(name)

@@ -73,6 +73,19 @@ def test_equal_features_for_equal_weights(family):
 
 
 @pytest.mark.detectron2
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_builds_where_no_gradients_are_kept(without):
+    opts = [str(part) for pair in backbone("resnet18").items() for part in pair]
+    opts += ["MODEL.BACKBONE.FREEZE_AT", "2"]
+    with without():
+        model = built("ga_rpn", opts, "torchvision")
+    frozen = {name: not p.requires_grad for name, p in model.backbone.named_parameters()}
+    assert any(frozen.values()) and not all(frozen.values())
+    assert frozen == {
+        n: not p.requires_grad for n, p in built("ga_rpn", opts, "torchvision").backbone.named_parameters()
+    }
+
+
 @pytest.mark.parametrize("top, levels", [("pool", 6), ("res5", 7), ("p5", 7)])
 def test_what_stands_above_p5(top, levels):
     opts = [str(part) for pair in backbone("resnet18", **{"MODEL.TIMM.TOP_BLOCK": top}).items() for part in pair]
