@@ -257,11 +257,12 @@ FusedPlan fused_plan_of(const Call<T>& call) {
       const int64_t numbers = map.size(2) * map.stride(2) + map.size(3) * map.stride(3);
       if (numbers > INT32_MAX / static_cast<int64_t>(sizeof(T))) return {};
     }
-    for (const std::vector<Tensor>& tensors : {call.offset, call.mask}) {
-      for (const Tensor& numbers : tensors) {
-        if (numbers.size(1) * numbers.stride(1) > INT32_MAX / 4) return {};
-      }
-    }
+    // A function, no loop over {call.offset, call.mask}: what nvcc 13.0 makes of that does not compile.
+    const auto too_wide = [](const std::vector<Tensor>& tensors) {
+      return std::any_of(tensors.begin(), tensors.end(),
+                         [](const Tensor& numbers) { return numbers.size(1) * numbers.stride(1) > INT32_MAX / 4; });
+    };
+    if (too_wide(call.offset) || too_wide(call.mask)) return {};
     const auto bytes = [](auto tall, auto low, int64_t (&to)[2]) { to[0] = tall, to[1] = low; };
     FusedCall plan{.rows = call.conv.rows,
                    .column_tiles = shape.groups * FusedConvolution<T, 64>::column_tiles(shape.out_channels_per_group()),
