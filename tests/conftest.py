@@ -32,7 +32,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(config, items):
-    needs = NEEDS | {"long": (config.getoption("--long"), "takes long: make test-all")}
+    needs = NEEDS | {"long": (config.getoption("--long", False), "takes long: make test-all")}
     for item in items:
         for mark, (available, reason) in needs.items():
             if item.get_closest_marker(mark) and not available:
