@@ -16,7 +16,7 @@ version = release = ga_scope.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 html_theme = "furo"
 html_title = f"ga_scope {release}"
-exclude_patterns = ["_build", "ablations/shapes/*.json"]
+exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
