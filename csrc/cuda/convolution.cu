@@ -46,6 +46,14 @@ bool gatherable(const Tensor& map) {
   return whole(0) && whole(2) && whole(3) && aligned(map);
 }
 
+// Views: dimensions 0, 2, 3, 1 of (N, C, H, W), and its inverse. torch::stable::permute came with torch 2.14's headers.
+Tensor channels_to_back(const Tensor& map) {
+  return torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
+}
+Tensor channels_to_second(const Tensor& map) {
+  return torch::stable::transpose(torch::stable::transpose(map, 2, 3), 1, 2);
+}
+
 Tensor channels_last_like(const Tensor& map, ScalarType dtype) {
   const std::vector<int64_t> size(map.sizes().begin(), map.sizes().end());
   return torch::stable::empty(size, dtype, std::nullopt, map.device(), std::nullopt,
@@ -168,7 +176,7 @@ class Call {
     const Tensor& weight = args.weight;
     const std::vector<int64_t> size{conv.shape.groups, conv.shape.out_channels_per_group(), depth()};
     if (!to_tf32 && packed(weight)) {
-      return torch::stable::reshape(torch::stable::permute(weight, {0, 2, 3, 1}), size);
+      return torch::stable::reshape(channels_to_back(weight), size);
     }
     Tensor result = torch::stable::new_empty(weight, size);
     for_each(device, "pack_weight", weight.numel(),
@@ -345,7 +353,7 @@ void forward(const ConvolutionArguments& args, const Convolution& conv, std::vec
 std::array<Tensor, 2> sort(const Tensor& keys) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(0)), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   using torch::stable::detail::to;
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
@@ -490,7 +498,7 @@ class Backward {
     if (!want_weight_) return grad;
     const Tensor sums =
         torch::stable::reshape(weight_, {weight.size(0), weight.size(2), weight.size(3), weight.size(1)});
-    return torch::stable::copy_(grad, torch::stable::permute(sums, {0, 3, 1, 2}));
+    return torch::stable::copy_(grad, channels_to_second(sums));
   }
 
   const Call<T>& call_;
