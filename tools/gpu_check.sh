@@ -40,6 +40,7 @@ done
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8 # torch's deterministic matrix products need it
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # the machine's plugins are for the machine's pytest
 export PATH=$PATH:/usr/local/cuda/bin
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer /opt/nvidia/*/compute-sanitizer 2>/dev/null | head -1)
 commit=${commit:-$(git rev-parse HEAD 2>/dev/null || echo unknown)}

@@ -17,7 +17,7 @@ pinned() { grep -E "^$1==" constraints.txt || echo "$1"; }
 pip wheel -q --no-deps --wheel-dir "$target" "$(pinned fvcore)" "$(pinned iopath)"
 platforms=()
 for name in 2014 _2_17 _2_24 _2_26 _2_27 _2_28; do platforms+=(--platform "manylinux${name}_x86_64"); done
-for name in pycocotools tensorboard tqdm pytest; do
+for name in pycocotools msgspec tensorboard tqdm pytest; do
   requirement=$(pinned "$name")
   pip download -q --no-deps --only-binary=:all: --python-version "$version" --implementation cp "${platforms[@]}" \
     --dest "$target" "$requirement"
