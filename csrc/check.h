@@ -4,32 +4,46 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <initializer_list>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace ga_scope {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Without streams: where a compiler links libstdc++ into this library and torch brings another, their locales clash.
+template <class Part>
+void append(std::string& to, const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", static_cast<double>(part));
+    to += digits;
+  } else if constexpr (std::is_integral_v<Part>) {
+    to += std::to_string(part);
+  } else {
+    to += part;
+  }
+}
+
 template <class... Parts>
 std::string text(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
+  std::string result;
+  (append(result, parts), ...);
+  return result;
 }
 
 template <class Values>
 std::string list_text(const Values& values) {
-  std::ostringstream stream;
-  stream << '[';
+  std::string result = "[";
   for (size_t i = 0; i < static_cast<size_t>(values.size()); ++i) {
-    stream << (i ? ", " : "") << values[i];
+    if (i > 0) result += ", ";
+    append(result, values[i]);
   }
-  stream << ']';
-  return stream.str();
+  return result + "]";
 }
 
 // Raises RuntimeError in Python: "op: argument: expected ..., got ...".

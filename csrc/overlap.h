@@ -2,6 +2,8 @@
 // with a box when its width and height are free (Guided Anchoring, Eq. 5).
 #pragma once
 
+#include <type_traits>
+
 #include "host_device.h"
 
 GA_EXACT_BEGIN
@@ -38,13 +40,20 @@ struct Box {
   GA_HOST_DEVICE bool contains(Real x, Real y) const { return x >= x1 && x <= x2 && y >= y1 && y <= y2; }
 };
 
+// One instruction on a device, which takes the other number where one is NaN.
 template <class Real>
 GA_HOST_DEVICE Real smaller(Real a, Real b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_floating_point_v<Real>) return min(a, b);
+#endif
   return a < b ? a : b;
 }
 
 template <class Real>
 GA_HOST_DEVICE Real larger(Real a, Real b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_floating_point_v<Real>) return max(a, b);
+#endif
   return a > b ? a : b;
 }
 
@@ -109,6 +118,18 @@ GA_HOST_DEVICE SizeCandidates<Real> size_candidates(Real before, Real after, Rea
   c.far_size = clamped(Real(2) * larger(before, after), low, high);
   c.near_overlap = centred_overlap(c.near_size, before, after, extent);
   c.far_overlap = centred_overlap(c.far_size, before, after, extent);
+  return c;
+}
+
+// The same for sizes from 0 to infinity, where half a size is one of the distances: near, twice its half overlaps; far,
+// the box is covered. Where both are equal, one is left.
+template <class Real>
+GA_HOST_DEVICE SizeCandidates<Real> free_size_candidates(Real before, Real after, Real extent) {
+  SizeCandidates<Real> c;
+  c.near_size = before == after ? Real(0) : larger(Real(2) * smaller(before, after), Real(0));
+  c.far_size = Real(2) * larger(before, after);
+  c.near_overlap = c.near_size;
+  c.far_overlap = extent;
   return c;
 }
 

@@ -80,6 +80,18 @@ __device__ __forceinline__ Vector load_vector(const T* from) {
   *reinterpret_cast<Words*>(&vector) = words;
   return vector;
 }
+// The same, of 16 bytes, on its side of keep_order(): the compiler moves read-only loads wherever it likes.
+template <class Vector, class T>
+__device__ __forceinline__ Vector load_vector_here(const T* from) {
+  uint4 words;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+  Vector vector;
+  *reinterpret_cast<uint4*>(&vector) = words;
+  return vector;
+}
 // Written as an instruction, or the compiler takes vectors apart.
 template <class Vector, class T>
 __device__ __forceinline__ void store_vector(T* to, const Vector& vector) {
@@ -140,6 +152,8 @@ struct DeviceBlock {
   }
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
+  // The compiler leaves accesses to memory on their side of this: it would gather loads and issue them late.
+  __device__ __forceinline__ void keep_order() const { __syncwarp(); }
   __device__ __forceinline__ void sync(int barrier, int threads) const {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
@@ -197,6 +211,10 @@ __host__ __device__ __forceinline__ uint64_t multiply_high(uint64_t a, uint64_t 
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 #endif
 }
+
+// Of the bits that are set; there is one.
+__device__ __forceinline__ int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+__device__ __forceinline__ int highest_bit(uint32_t bits) { return 31 - __clz(static_cast<int>(bits)); }
 
 __device__ __forceinline__ float round_to_tf32(float value) {
   uint32_t bits;

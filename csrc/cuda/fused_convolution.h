@@ -119,6 +119,7 @@ struct FusedConvolution {
   template <class Block>
   struct Producer {
     static constexpr int kHeld = 4;                    // of a row's inputs of the offsets
+    static constexpr int kCopies = kVectors / 2;       // vectors beside which a step's weight is copied
     static constexpr uint32_t kNothing = 0x80000000u;  // -0
 
     const FusedConvolution& kernel;
@@ -165,29 +166,42 @@ struct FusedConvolution {
         if (wanted(s, later)) later.locate(*this, s == 0 ? slots.here : slots.next, later.read(*this));
       }
       block.sync(kAmongProducers, kProducers);
+      // A sample is read from shared memory a vector before it is used: for the pixels to load, and their weights.
       Vector pixel[kAhead][4];
-      GA_UNROLL for (int i = 0; i < kAhead; ++i) load(pixel[i], channels[i], slots.here, i);
+      GA_UNROLL for (int i = 0; i < kAhead; ++i) load(pixel[i], channels[i], pixels_of(slots.here, i));
+      Pixels pixels = pixels_of(slots.here, kAhead % kVectors);
+      Weights weights = weights_of(slots.here, 0);
+      const bool whole = place.columns - place.first_column >= kTileColumns;
       GA_NO_UNROLL for (int s = 0, turn = 0; s < place.steps; ++s) {
         if (s >= kernel.plan.stages) block.sync(kEmpty + turn, kThreads);
         Stage& stage = kernel.stage(shared, turn);
-        copy_weight(stage, weight);
-        commit_copies(block);
+        if (!whole) copy_weight(stage, weight);
         // Two steps later, read early and used late.
         const bool wants = s + 2 < place.steps && wanted(s + 2, later);
         typename SampleCursor::Position position{};
         if (wants) position = later.read(*this);
-        const int32_t next_channels = tap + 1 == kernel.view.taps ? kTileBytes : 0;
+        // After the last step nobody needs what is loaded: this step's again.
+        const bool last = s + 1 == place.steps;
+        const int32_t next_channels = !last && tap + 1 == kernel.view.taps ? kTileBytes : 0;
+        const int32_t next_slot = last ? slots.here : slots.next;
+        if (kAhead == kVectors) pixels = pixels_of(next_slot, 0);  // they were not there a vector ago
         GA_UNROLL for (int i = 0; i < kVectors; ++i) {
-          interpolate(stage, pixel[i % kAhead], slots.here, i);
+          const int next = (i + 1) % kVectors, ahead = (i + kAhead) % kVectors, after = (i + kAhead + 1) % kVectors;
+          const Pixels loaded = pixels;
+          const Weights used = weights;
+          weights = weights_of(i + 1 < kVectors ? slots.here : next_slot, next);
+          if (i + kAhead + 1 < 2 * kVectors) {
+            pixels = pixels_of(i + kAhead + 1 < kVectors ? slots.here : next_slot, after);
+          }
+          // Not all at once, and early enough to land in this step.
+          if (whole && i < kCopies) copy_weight(stage, weight, i);
+          if (i + 1 == kCopies) commit_copies(block);
+          interpolate(stage, pixel[i % kAhead], used, i);
           if (i + kAhead == kVectors) {
             GA_UNROLL for (auto& at : channels) at = further(at, next_channels);
           }
-          const int ahead = (i + kAhead) % kVectors;
-          if (i + kAhead < kVectors) {
-            load(pixel[i % kAhead], channels[ahead], slots.here, ahead);
-          } else if (s + 1 < place.steps) {
-            load(pixel[i % kAhead], channels[ahead], slots.next, ahead);
-          }
+          load(pixel[i % kAhead], channels[ahead], loaded);
+          block.keep_order();
         }
         if (wants) later.locate(*this, slots.later, position);
         later.advance(*this);
@@ -262,6 +276,16 @@ struct FusedConvolution {
       tap = tap + 1 == kernel.view.taps ? 0 : tap + 1;
       weight += tap == 0 ? kChunk - depth() + kernel.view.channels_per_group : kernel.view.channels_per_group;
       return tap == 0;
+    }
+    // Part `part` of kCopies, of a whole tile.
+    GA_KERNEL void copy_weight(Stage& stage, const Pointer<const T>& weight, int part) const {
+      constexpr int kRows = kTileColumns / kRowsAtOnce / kCopies;
+      unsigned char* to = stage.weight + tile_byte(first, vector);
+      Pointer<const T> from = weight + int64_t(first + part * kRows * kRowsAtOnce) * depth();
+      const int64_t between = int64_t(kRowsAtOnce) * depth();
+      GA_UNROLL for (int i = 0; i < kRows; ++i, from += between) {
+        copy_async(block, to + (part * kRows + i) * kRowsAtOnce * kTileBytes, from);
+      }
     }
     GA_KERNEL void copy_weight(Stage& stage, const Pointer<const T>& weight) const {
       const int left = place.columns - place.first_column;
@@ -400,21 +424,34 @@ struct FusedConvolution {
       return has_row() && (s < anew || step.chunk == 0);
     }
 
-    // Eight neighbouring producers read 128 contiguous bytes of each of a row's four pixels.
-    GA_KERNEL void load(Vector (&pixel)[4], const Pointer<const T>& channels, int slot, int i) const {
+    struct Pixels {
+      int32_t at[4];
+    };
+    struct Weights {
+      float of[4];
+    };
+    GA_KERNEL Pixels pixels_of(int slot, int i) const {
       const TileSample& sample = samples()[slot + first + i * kRowsAtOnce];
-      GA_UNROLL for (int c = 0; c < 4; ++c) { pixel[c] = load_vector<Vector>(further(channels, sample.pixel[c])); }
+      return {sample.pixel[0], sample.pixel[1], sample.pixel[2], sample.pixel[3]};
     }
-    GA_KERNEL void interpolate(Stage& stage, const Vector (&pixel)[4], int slot, int i) const {
+    GA_KERNEL Weights weights_of(int slot, int i) const {
       const TileSample& sample = samples()[slot + first + i * kRowsAtOnce];
+      return {sample.weight[0], sample.weight[1], sample.weight[2], sample.weight[3]};
+    }
+
+    // Eight neighbouring producers read 128 contiguous bytes of each of a row's four pixels.
+    GA_KERNEL void load(Vector (&pixel)[4], const Pointer<const T>& channels, const Pixels& pixels) const {
+      GA_UNROLL for (int c = 0; c < 4; ++c) { pixel[c] = load_vector_here<Vector>(further(channels, pixels.at[c])); }
+    }
+    GA_KERNEL void interpolate(Stage& stage, const Vector (&pixel)[4], const Weights& weights, int i) const {
       float sum[kNumbers] = {};
       GA_UNROLL for (int c = 0; c < 4; ++c) {
         float numbers[kNumbers];
         pixel[c].widen(numbers);
-        GA_UNROLL for (int n = 0; n < kNumbers; ++n) sum[n] += sample.weight[c] * numbers[n];
+        GA_UNROLL for (int n = 0; n < kNumbers; ++n) sum[n] += weights.of[c] * numbers[n];
       }
       store_shared_unless(stage.columns + tile_byte(first, vector) + i * kRowsAtOnce * kTileBytes, to_operand<T>(sum),
-                          sample.weight[0], kNothing);
+                          weights.of[0], kNothing);
     }
   };
 

@@ -1,10 +1,11 @@
 // The best box of every anchor and the best anchors of every box, streamed: no anchors x boxes matrix.
 //
-// A thread is an anchor and meets its image's boxes tile by tile. A tile's overlaps pass through shared
-// memory once more, crosswise, so that a few threads per box find its best anchors of the block and offer the first
-// and the last of them with one atomic operation each. Maxima and minima do not depend on order: results are
-// deterministic. Which of the anchors between the two tie with them is known only when all have been seen: a block
-// per box looks again (MarkBest), with the same arithmetic (product() in overlap.h).
+// A thread is an anchor and meets its image's boxes tile by tile, with the best overlap that each has found so far,
+// anywhere. Most pairs cannot be the best for either side, and a bound says so at little cost. Where one may be, its
+// warp offers the box its best anchors, the first and the last of them, with one atomic operation each. Blocks begin at
+// different tiles, so that few ask for a box at the same time, and the others find it well served. Maxima and minima do
+// not depend on order: results are deterministic. Which of the anchors between the two tie with them is known only
+// when all have been seen: a block per box looks again (MarkBest), with the same arithmetic (product() in overlap.h).
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,8 @@ namespace ga_scope::cuda {
 
 constexpr int kImagesPerLaunch = 64;
 constexpr int kNobody = -1;
+// An overlap is out of reach where it stays below the bound even if that were this much smaller: rounding is less.
+constexpr float kSurely = 1.0f - 1.0f / (1 << 14);
 
 // The images of a launch: where the anchors, boxes, ignore boxes and thread blocks of each begin, and all of them
 // end.
@@ -37,6 +40,29 @@ template <class Real>
 GA_KERNEL Box<std::remove_const_t<Real>> read_box(const Pointer<Real>& boxes, int64_t index) {
   const Pointer<Real> at = boxes + 4 * index;
   return {at[0], at[1], at[2], at[3]};
+}
+
+// best_of_candidates of free_size_candidates (overlap.h), bit for bit, with one division instead of four: products
+// decide which candidate is divided. Where two come so near that rounding could have decided, all four are.
+GA_KERNEL float best_of_free_sizes(const SizeCandidates<float>& w, const SizeCandidates<float>& h, float box_area) {
+  constexpr float kNear = 1.0f - 1.0f / (1 << 18);
+  // Covers the box: the only one that overlaps it from everywhere.
+  float overlap = product(w.far_overlap, h.far_overlap), areas = product(w.far_size, h.far_size) + box_area;
+  bool unclear = false;
+  const auto challenge = [&](float other_overlap, float other_areas) {
+    const float own = product(overlap, other_areas - other_overlap), other = product(other_overlap, areas - overlap);
+    const bool better = product(other, kNear) > own;
+    unclear = unclear || (!better && !(other < product(own, kNear)));
+    overlap = better ? other_overlap : overlap;
+    areas = better ? other_areas : areas;
+  };
+  challenge(product(w.near_overlap, h.far_overlap), product(w.near_size, h.far_size) + box_area);
+  challenge(product(w.far_overlap, h.near_overlap), product(w.far_size, h.near_size) + box_area);
+  challenge(product(w.near_overlap, h.near_overlap), product(w.near_size, h.near_size) + box_area);
+  return unclear ? best_of_candidates(w, h, box_area) : ratio_of_overlap(overlap, areas);
+}
+GA_KERNEL double best_of_free_sizes(const SizeCandidates<double>& w, const SizeCandidates<double>& h, double box_area) {
+  return best_of_candidates(w, h, box_area);
 }
 
 // ---- what an anchor is --------------------------------------------------------------------------
@@ -65,11 +91,14 @@ struct VariableAnchors {
   }
 
   GA_KERNEL Real overlap(const Anchor& at, const Box<Real>& box) const {
-    if (!box.valid() || out_of_reach(at, box)) return Real(0);
+    if (!box.valid()) return Real(0);
     const Real left = at.x - box.x1, right = box.x2 - at.x, above = at.y - box.y1, below = box.y2 - at.y;
+    if (shapes == nullptr && size_range == nullptr) {
+      return best_of_free_sizes(free_size_candidates(left, right, box.width()),
+                                free_size_candidates(above, below, box.height()), box.area());
+    }
     if (shapes == nullptr) {
-      const Real low = size_range != nullptr ? size_range[2 * at.level] : Real(0);
-      const Real high = size_range != nullptr ? size_range[2 * at.level + 1] : Real(INFINITY);
+      const Real low = size_range[2 * at.level], high = size_range[2 * at.level + 1];
       return best_of_candidates(size_candidates(left, right, box.width(), low, high),
                                 size_candidates(above, below, box.height(), low, high), box.area());
     }
@@ -87,12 +116,11 @@ struct VariableAnchors {
     return ignore.valid() && ignore.contains(at.x, at.y);
   }
 
-  // Below min_iou whatever its size (overlap.h), with a cell to spare against rounding.
-  GA_KERNEL bool out_of_reach(const Anchor& at, const Box<Real>& box) const {
-    if (!(min_iou > 0)) return false;
-    const Real far_x = larger(at.x - box.x2, box.x1 - at.x) + Real(0.5) * box.width();
-    const Real far_y = larger(at.y - box.y2, box.y1 - at.y) + Real(0.5) * box.height();
-    return far_x > reach(box.width(), min_iou) + at.cell || far_y > reach(box.height(), min_iou) + at.cell;
+  // Overlaps a valid box less than `least`, whatever its size (reach() in overlap.h).
+  GA_KERNEL bool out_of_reach(const Anchor& at, const Box<Real>& box, Real least) const {
+    const Real far_x = larger(at.x - box.x1, box.x2 - at.x), far_y = larger(at.y - box.y1, box.y2 - at.y);
+    const Real twice = Real(2) * least * kSurely;
+    return !(product(twice, far_x) <= box.width() && product(twice, far_y) <= box.height());
   }
 };
 
@@ -111,6 +139,10 @@ struct FixedAnchors {
 
   GA_KERNEL bool inside(const Anchor& at, const Box<Real>& ignore) const {
     return part_inside(at, ignore) >= ignore_from;
+  }
+
+  GA_KERNEL bool out_of_reach(const Anchor& at, const Box<Real>& box, Real least) const {
+    return !(larger(at.x1, box.x1) < smaller(at.x2, box.x2) && larger(at.y1, box.y1) < smaller(at.y2, box.y2));
   }
 };
 
@@ -153,12 +185,14 @@ template <class Real, class Anchors>
 struct Match {
   using Key = BestKey<Real>;
   static constexpr int kThreads = 256;
-  static constexpr int kBoxes = 16;                         // per tile
-  static constexpr int kThreadsPerBox = kThreads / kBoxes;  // when a box looks for its anchor
+  static constexpr int kBoxes = 16;  // per tile
+  // A box, and the best overlap found for it so far.
+  struct Candidate {
+    Box<Real> box;
+    Real best;
+  };
   struct Shared {
-    Array<Box<Real>, kBoxes> box;
-    // Padded: two boxes of a warp in different banks.
-    Array<Array<Real, kThreads + kThreadsPerBox>, kBoxes> iou;
+    Array<Array<Candidate, kBoxes>, 2> tile;  // this one and the next
   };
 
   Anchors anchors;
@@ -178,23 +212,33 @@ struct Match {
     const int image = ranges.image_of_block(block.index());
     const int64_t first = ranges.anchor[image] + (block.index() - ranges.block[image]) * kThreads;
     const int64_t count = smaller(ranges.anchor[image + 1] - first, int64_t(kThreads));
+    const bool has_anchor = within(thread, count);
     const auto anchor = anchors.anchor(first + clamped(int64_t(thread), int64_t(0), count - 1));
     Real top = 0;
     int64_t top_box = kNobody;
-    for (int64_t tile = ranges.box[image]; tile < ranges.box[image + 1]; tile += kBoxes) {
-      const int number = static_cast<int>(smaller(ranges.box[image + 1] - tile, int64_t(kBoxes)));
-      if (within(thread, number)) shared.box[thread] = read_box(boxes, tile + thread);
+    const int64_t begin = ranges.box[image], end = ranges.box[image + 1], tiles = (end - begin + kBoxes - 1) / kBoxes;
+    int64_t tile = tiles > 0 ? begin + block.index() % tiles * kBoxes : end;
+    if (within(thread, boxes_of(tile, end))) shared.tile[0][thread] = candidate(tile + thread);
+    for (int64_t t = 0; t < tiles; ++t) {
       block.sync();
-      for (int b = 0; b < number; ++b) {
-        const Real value = within(thread, count) ? anchors.overlap(anchor, shared.box[b]) : Real(0);
-        shared.iou[b][thread] = value;
-        if (value > top) top = value, top_box = tile + b;
+      const int64_t next = tile + kBoxes < end ? tile + kBoxes : begin;
+      if (t + 1 < tiles && within(thread, boxes_of(next, end))) {
+        shared.tile[(t + 1) % 2][thread] = candidate(next + thread);
       }
-      block.sync();
-      const int b = thread / kThreadsPerBox;
-      if (within(b, number)) offer(tile + b, shared.iou[b], thread % kThreadsPerBox, first);
+      const int number = boxes_of(tile, end);
+      for (int b = 0; b < number; ++b) {
+        const Candidate& with = shared.tile[t % 2][b];
+        Real value = 0;
+        const Real least = larger(anchors.min_iou, smaller(top, with.best));
+        if (has_anchor && !anchors.out_of_reach(anchor, with.box, least)) value = anchors.overlap(anchor, with.box);
+        // Of equal ones the first: the tiles before the one begun with come last.
+        if (value > top || (value == top && tile + b < top_box)) top = value, top_box = tile + b;
+        const bool offered = value > 0 && value >= with.best;
+        if (block.warp().ballot(offered) != 0) offer(block.warp(), tile + b, offered ? value : Real(0), first);
+      }
+      tile = next;
     }
-    if (!within(thread, count) || pass > 0) return;
+    if (!has_anchor || pass > 0) return;
     const bool kept = top_box >= 0 && top >= anchors.min_iou;
     iou[first + thread] = kept ? top : Real(0);
     index[first + thread] = kept ? top_box : kNobody;
@@ -203,6 +247,14 @@ struct Match {
   }
 
  private:
+  static GA_KERNEL int boxes_of(int64_t tile, int64_t end) {
+    return static_cast<int>(smaller(end - tile, int64_t(kBoxes)));
+  }
+
+  GA_KERNEL Candidate candidate(int64_t box) const {
+    return {read_box(boxes, box), Key::iou(read_now(best.first_key + box))};
+  }
+
   // Ignore boxes are few: every thread reads them all, through the cache.
   GA_KERNEL bool in_ignore_box(const typename Anchors::Anchor& anchor, int image) const {
     for (int64_t g = ranges.ignore[image]; g < ranges.ignore[image + 1]; ++g) {
@@ -211,25 +263,24 @@ struct Match {
     return false;
   }
 
-  // The best of every kThreadsPerBox-th anchor of the block, the first and the last of them, offered to the box.
-  template <class Row>
-  GA_KERNEL void offer(int64_t box, const Row& row, int part, int64_t begin) const {
-    Real value = 0;
-    int first = 0, last = 0;
-    for (int i = part; i < kThreads; i += kThreadsPerBox) {
-      if (row[i] > value) value = row[i], first = i;
-      if (row[i] == value) last = i;
-    }
-    if (!(value > 0)) return;
-    const uint64_t key = Key::of_first(value, begin + first);
+  // The best of the warp's anchors, the first and the last of them, to a box.
+  template <class Warp>
+  GA_KERNEL void offer(const Warp& warp, int64_t box, Real value, int64_t begin) const {
+    Real most = value;
+    GA_UNROLL for (int away = kLanes / 2; away > 0; away /= 2) most = larger(most, warp.shuffle_xor(most, away));
+    const uint32_t equal = warp.ballot(value == most);
+    if (warp.lane != 0) return;
+    const int64_t lane = begin + warp.index * kLanes;
+    const int64_t first = lane + lowest_bit(equal), last = lane + highest_bit(equal);
+    const uint64_t key = Key::of_first(most, first);
     if constexpr (Key::kPasses == 1) {
       raise(best.first_key + box, key);
-      raise(best.last_key + box, Key::of_last(value, begin + last));
+      raise(best.last_key + box, Key::of_last(most, last));
     } else if (pass == 0) {
       raise(best.first_key + box, key);
     } else if (key == best.first_key[box]) {
-      atomic_min(best.first + box, begin + first);
-      atomic_max(best.last + box, begin + last);
+      atomic_min(best.first + box, first);
+      atomic_max(best.last + box, last);
     }
   }
 

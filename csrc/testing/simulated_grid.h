@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -135,6 +136,10 @@ Vector load_vector(const Pointer<const T>& from) {
   Vector vector;
   std::memcpy(&vector, from.check(sizeof vector), sizeof vector);
   return vector;
+}
+template <class Vector, class T>
+Vector load_vector_here(const Pointer<const T>& from) {
+  return load_vector<Vector>(from);
 }
 template <class Vector, class T>
 void store_vector(const Pointer<T>& to, const Vector& vector) {
@@ -282,6 +287,7 @@ class SimulatedBlock {
   void sync(const Where& where = Where::current()) {
     if (!mutations.deletes("barrier", where)) state_.arrive(0, threads_, true, true, where);
   }
+  void keep_order() const {}  // for the compiler alone
   void sync(int barrier, int threads, const Where& where = Where::current()) const {
     if (!mutations.deletes("barrier", where)) state_.arrive(barrier, threads, true, false, where);
   }
@@ -417,6 +423,10 @@ inline double double_of_bits(uint64_t bits) {
 inline uint64_t multiply_high(uint64_t a, uint64_t b) {
   return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
+
+// Of the bits that are set; there is one.
+inline int lowest_bit(uint32_t bits) { return std::countr_zero(bits); }
+inline int highest_bit(uint32_t bits) { return 31 - std::countl_zero(bits); }
 
 // To 10 fraction bits, ties away from zero.
 inline float round_to_tf32(float value) {
