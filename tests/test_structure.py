@@ -1,6 +1,7 @@
 """The arrows between the parts of the package, from the code's own imports: never up, never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,16 @@ def test_operators_need_torch_alone():
     for path in (ROOT / "ga_scope" / "ops").glob("*.py"):
         for other in imports_of(path):
             assert other.startswith("ga_scope.ops"), f"{path} imports {other}"
+
+
+def test_csrc_needs_no_newer_headers_than_torch_2_10():
+    """The package asks for torch >= 2.10, and is built with the headers of the torch that is there."""
+    of_2_10 = (
+        "contiguous copy_ empty get_num_threads matmul new_empty new_zeros parallel_for reshape to transpose zero_ "
+        "accelerator detail"
+    ).split()
+    sources = [path for kind in ("h", "cpp", "cu", "inl") for path in (ROOT / "csrc").rglob(f"*.{kind}")]
+    code = "\n".join(re.sub("//.*", "", path.read_text()) for path in sources)
+    used = set(re.findall(r"torch::stable::([a-z]\w*)", code))
+    assert used and used <= set(of_2_10), f"not in torch 2.10's headers: {sorted(used - set(of_2_10))}"
+    assert "STABLE_TORCH_ERROR_CODE_CHECK" not in code  # 2.14

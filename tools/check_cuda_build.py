@@ -4,7 +4,8 @@
     python tools/check_cuda_build.py [--arch 80 90a ...] [--cubins build/cubins]
                                      [--output benchmarks/results/cuda_build.txt]
 
-Needs a CUDA toolkit, no GPU. What it compiles stays in --cubins for tools/cuda_budget.py. What the compiler reports is
+Needs a CUDA toolkit, no GPU. The host's side of the sources is compiled once, for the first architecture. What it
+compiles stays in --cubins for tools/cuda_budget.py. What the compiler reports is
 written as a table: registers, stack, spills and shared memory of each kernel on each architecture. Kernels that may use
 local memory are listed in ALLOWED, with the reason; anything else that does is an error.
 """
@@ -12,6 +13,7 @@ local memory are listed in ALLOWED, with the reason; anything else that does is 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -98,13 +100,19 @@ def run(command, **kwargs):
     return done.stdout + done.stderr
 
 
-def compile_report(nvcc, source, arch, cubins):
-    """What ptxas says about every kernel of a source: a list of (name, arch, registers, stack, stores, loads)."""
+def compile_report(nvcc, source, arch, cubins, host):
+    """What ptxas says about every kernel of a source: a list of (name, arch, registers, stack, stores, loads).
+    ``host``: the launchers are compiled, too, and thrown away."""
     includes = [f"-I{path}" for path in include_paths("cpu")]
     cubin = cubins / f"sm_{arch}" / f"{source.stem}.cubin"
     cubin.parent.mkdir(parents=True, exist_ok=True)
-    target = ["-cubin", f"-arch=sm_{arch}", "-o", cubin]
-    text = run([nvcc, "-std=c++20", "-O3", "-lineinfo", TARGET_FLAG, *includes, "-Xptxas", "-v", *target, source])
+    flags = ["-std=c++20", "-O3", "-lineinfo", TARGET_FLAG, *includes, f"-arch=sm_{arch}", "-Xptxas", "-v"]
+    with tempfile.TemporaryDirectory() as kept:
+        whole = ["-c", "--keep", "--keep-dir", kept, "-o", f"{kept}/{source.stem}.o"]
+        text = run([nvcc, *flags, *(whole if host else ["-cubin", "-o", cubin]), source])
+        if host:
+            (made,) = Path(kept).glob("*.cubin")
+            shutil.move(made, cubin)
     pattern = (
         r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers"
@@ -158,7 +166,8 @@ def main():
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     pairs = [(source, arch) for arch in args.arch for source in sources]
     with ThreadPoolExecutor(args.jobs) as pool:
-        reports = pool.map(lambda pair: compile_report(toolkit / "bin/nvcc", *pair, args.cubins), pairs)
+        nvcc, first = toolkit / "bin/nvcc", args.arch[0]
+        reports = pool.map(lambda pair: compile_report(nvcc, *pair, args.cubins, pair[1] == first), pairs)
         rows = [row for report in reports for row in report]
     names = {mangled: short_name(mangled) for mangled in {row[0] for row in rows}}
     shared = shared_sizes()
