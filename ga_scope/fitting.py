@@ -128,6 +128,9 @@ def settings_for(data: Dataset, system: str) -> list[Rule]:
         The finest level's anchors are as large as the smaller objects: SIGMA is a tenth's quantile of √area in the
         network's input by the finest stride, 8, within 2 to 8 (Eq. 2); sliding anchors and ScopeNet's ranges of the
         levels follow it.
+    Guided Anchoring's sampled shapes
+        Height by width in powers of two, as far as nine of ten objects go, from a half to two at least and from an
+        eighth to eight at most: what no sampled shape overlaps, the shapes are not taught.
     Augmentation
         Below 5000 images crops and colours, too.
     Schedule
@@ -161,6 +164,12 @@ def settings_for(data: Dataset, system: str) -> list[Rule]:
         )
     elif system.startswith("ga_"):
         rules.append(Rule("MODEL.GUIDED_ANCHORING.SIGMA", sigma, f"the smaller objects by the finest stride, {FINEST}"))
+        width, height = data.annotations.clipped[rows, 2:].T
+        flat, tall = (float(q) for q in np.quantile(height / width, (0.05, 0.95)))
+        first, last = (round(float(np.log2(q))) for q in (flat, tall))
+        ratios = [2.0**power for power in range(max(min(first, -1), -3), min(max(last, 1), 3) + 1)]
+        why_ratios = f"nine of ten objects are {flat:.2f} to {tall:.2f} times as high as wide"
+        rules.append(Rule("MODEL.GUIDED_ANCHORING.SHAPE.RATIOS", ratios, why_ratios))
     else:
         octaves = (1, 2 ** (1 / 3), 2 ** (2 / 3)) if system == "retinanet" else (1,)
         levels = 5 if system in ONE_STAGE else 4

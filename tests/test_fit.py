@@ -13,14 +13,22 @@ from ga_scope.fitting import SYSTEMS, as_text, settings_for
 pytest.importorskip("timm", reason="needs timm")
 
 
-def data_set(folder, images, width, height, side, name="made"):
-    """Images (which nobody opens) with one square object each."""
+def data_set(folder, images, width, height, side, name="made", tall=None):
+    """Images (which nobody opens) with one object each, ``tall`` or as high as wide."""
+    tall = side if tall is None else tall
     for i in range(images):
         (folder / f"{i}.jpg").touch()
     content = {
         "images": [{"id": i, "width": width, "height": height, "file_name": f"{i}.jpg"} for i in range(images)],
         "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [1, 1, side, side], "area": side**2, "iscrowd": 0}
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 1,
+                "bbox": [1, 1, side, tall],
+                "area": side * tall,
+                "iscrowd": 0,
+            }
             for i in range(images)
         ],
         "categories": [{"id": 1, "name": "thing"}],
@@ -49,6 +57,20 @@ def test_the_input_is_as_large_as_the_smaller_objects_need(tmp_path, width, heig
     assert (found["INPUT.MIN_SIZE_TEST"], found["INPUT.MAX_SIZE_TEST"]) == (size, longest)
     low, high = found["INPUT.MIN_SIZE_TRAIN"]
     assert low < size < high
+
+
+@pytest.mark.parametrize(
+    "wide, tall, ratios",
+    [
+        (40, 40, [0.5, 1.0, 2.0]),  # the paper's, at least
+        (40, 160, [0.5, 1.0, 2.0, 4.0]),
+        (200, 8, [0.125, 0.25, 0.5, 1.0, 2.0]),  # 1 to 25: no further than 8
+    ],
+)
+def test_sampled_shapes_are_as_long_as_the_objects(tmp_path, wide, tall, ratios):
+    data = data_set(tmp_path, 250, 640, 480, wide, tall=tall)
+    assert rules(data, "ga_rpn")["MODEL.GUIDED_ANCHORING.SHAPE.RATIOS"] == ratios
+    assert "MODEL.GUIDED_ANCHORING.SHAPE.RATIOS" not in rules(data, "rpn")
 
 
 @pytest.mark.parametrize("side, sigma", [(40, 3.0), (200, 8), (1, 2)])

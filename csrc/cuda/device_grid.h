@@ -83,6 +83,9 @@ __device__ __forceinline__ Vector load_vector(const T* from) {
 // The same, of 16 bytes, on its side of keep_order(): the compiler moves read-only loads wherever it likes.
 template <class Vector, class T>
 __device__ __forceinline__ Vector load_vector_here(const T* from) {
+#if __CUDA_ARCH__ >= 1000
+  return load_vector<Vector>(from);
+#endif
   uint4 words;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
@@ -153,7 +156,11 @@ struct DeviceBlock {
 
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   // The compiler leaves accesses to memory on their side of this: it would gather loads and issue them late.
-  __device__ __forceinline__ void keep_order() const { __syncwarp(); }
+  __device__ __forceinline__ void keep_order() const {
+#if __CUDA_ARCH__ < 1000  // later, registers do not suffice for it
+    __syncwarp();
+#endif
+  }
   __device__ __forceinline__ void sync(int barrier, int threads) const {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }

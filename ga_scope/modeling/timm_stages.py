@@ -3,6 +3,7 @@
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 STAGES = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}  # a pyramid's name of the features, by their stride
@@ -35,6 +36,9 @@ class TimmStages(nn.Module):
     def __init__(self, name: str, first: int = 2, norm: str = "BN", freeze_at: int = 0):
         super().__init__()
         self.model = _create(name)
+        for module in self.model.modules():
+            if type(module).__name__ == "Conv2dSame":
+                module.__class__ = _SameConv2d
         self.indices = _indices(name, self.model)
         self.model.prune_intermediate_layers(list(self.indices.values()), prune_norm=True, prune_head=True)
         self.channels = {stage: self.model.feature_info[i]["num_chs"] for stage, i in self.indices.items()}
@@ -92,6 +96,18 @@ class TimmStages(nn.Module):
             if not module.weight.requires_grad:
                 module.eval()
         return self
+
+
+class _SameConv2d(nn.Conv2d):
+    """TensorFlow's SAME padding, of inputs whose sides are multiples of the stride. timm works it out from the sizes,
+    and where these are symbols, as in an export, every further size becomes an expression that takes minutes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = []
+        for kernel, stride, dilation in zip(self.kernel_size[::-1], self.stride[::-1], self.dilation[::-1]):
+            both = max((kernel - 1) * dilation + 1 - stride, 0)
+            pads += [both // 2, both - both // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def _timm():
