@@ -102,7 +102,9 @@ def main():
     args = parser.parse_args()
     detector = Detector.of_run(args.run, [*args.opts, "MODEL.DEVICE", "cpu"], "torchvision")
     benchmark = harness.Benchmark("exported", args.budget)
-    paths = sorted(path for path in args.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    paths = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
+    if not paths:
+        parser.error(f"--photos: expected a folder with JPEG, PNG or BMP images, got {args.photos}")
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         functions, stride = programs(
