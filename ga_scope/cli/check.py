@@ -10,6 +10,7 @@ from ..config import class_key, flat, get
 from ..config.files import find_config
 from ..data.check import check_datasets
 from ..engines import Engine, get_engine
+from ..engines.checkpoint import META, Checkpointer
 from ..evaluation import write_json
 from .common import argument_parser, parse
 
@@ -17,7 +18,8 @@ HELP = """Looks at a configuration, its data and its weights before hours of tra
 
 Every key is checked; every image of DATASETS.TRAIN and TEST is opened, every annotation checked: counts, classes,
 sizes, the worst entries, and how many objects the levels and anchors of the configuration can reach. Then the model is
-built, MODEL.WEIGHTS, if given, must fit it, and two images go through it. With --dataset only those data are looked at.
+built, MODEL.WEIGHTS, if given, must fit it (a backbone's: a training must be able to start from it), and two images go
+through it. With --dataset only those data are looked at.
 
 Examples:
   ga-scope check --config mine.yaml
@@ -53,13 +55,16 @@ def main(argv=None, prog=None) -> int:
 
 def check_model(engine: Engine, cfg):
     """Builds the model, loads what weights there are, and times two images, or one where there is one."""
+    model = engine.build(cfg).eval()
     if cfg.MODEL.WEIGHTS:
-        model, classes = engine.load(cfg)
-        key = class_key(cfg)
-        named = f", of {', '.join(classes)}" if classes and key and len(classes) == get(cfg, key) else ""
-        print(f"{cfg.MODEL.WEIGHTS}: fits the model{named}")
-    else:
-        model = engine.build(cfg).eval()
+        content = Checkpointer(cfg, model, engine.named_state).load(cfg.MODEL.WEIGHTS, strict=False)
+        if META in content:  # of a training: a whole model
+            model, classes = engine.load(cfg)
+            key = class_key(cfg)
+            named = f", of {', '.join(classes)}" if classes and key and len(classes) == get(cfg, key) else ""
+            print(f"{cfg.MODEL.WEIGHTS}: fits the model{named}")
+        else:
+            print(f"{cfg.MODEL.WEIGHTS}: a training can start from it")
     count = sum(p.numel() for p in model.parameters())
     line = f"model: {count / 1e6:.1f} million parameters"
     datasets = engine.test_sets(cfg)

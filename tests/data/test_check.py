@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ga_scope.cli.check import check_model
 from ga_scope.data.check import check_dataset
 from ga_scope.data.coco import load_coco_json
 from ga_scope.data.reach import reach
 from ga_scope.engines import get_engine
+from ga_scope.engines.checkpoint import META, description
+from ga_scope.errors import CheckpointError
 
 from ..engines.conftest import tool
 
@@ -111,6 +115,29 @@ def test_the_command(tmp_path, capsys):
     assert "images that cannot be used: 2" in capsys.readouterr().out
     (numbers,) = json.loads((tmp_path / "new" / "r.json").read_text())
     assert numbers["counts"]["objects"] == 3 and not numbers["clean"] and numbers["reach"][-1]["learnt"] == 3
+
+
+def test_weights_are_what_a_training_can_start_from(tmp_path, capsys):
+    """A backbone's alone, too; a checkpoint of a training is a whole model and must fit wholly."""
+    engine, config = get_engine("torchvision"), ROOT / "configs/shapes/rpn_R_18_FPN.yaml"
+    settings = ["MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    cfg = engine.setup(config, settings)
+    state = engine.named_state(engine.build(cfg))
+    backbone = {key: value for key, value in state.items() if key.startswith("backbone")}
+    assert 0 < len(backbone) < len(state)
+
+    def check(name, content):
+        torch.save(content, tmp_path / name)
+        check_model(engine, engine.setup(config, [*settings, "MODEL.WEIGHTS", str(tmp_path / name)]))
+        return capsys.readouterr().out
+
+    meta = {META: description(cfg, None)}
+    assert "backbone.pth: a training can start from it" in check("backbone.pth", {"model": backbone})
+    assert "whole.pth: fits the model" in check("whole.pth", {"model": dict(state)} | meta)
+    with pytest.raises(CheckpointError, match="no parameter fits"):
+        check("other.pth", {"model": {"weight": torch.zeros(3)}})
+    with pytest.raises(CheckpointError, match="does not fit the model: .*missing"):
+        check("part.pth", {"model": backbone} | meta)
 
 
 # ---- reach -------------------------------------------------------------------------------------------
