@@ -71,7 +71,7 @@ GA_KERNEL double best_of_free_sizes(const SizeCandidates<double>& w, const SizeC
 template <class Real>
 struct VariableAnchors {
   struct Anchor {
-    Real x, y, cell;
+    Real x, y;
     int level;
   };
 
@@ -87,7 +87,7 @@ struct VariableAnchors {
   GA_KERNEL Anchor anchor(int64_t index) const {
     const Location at = decode_location(index, levels, num_levels, locations_per_image);
     const Real stride = strides[at.level];
-    return {product(Real(at.x) + cell_offset, stride), product(Real(at.y) + cell_offset, stride), stride, at.level};
+    return {product(Real(at.x) + cell_offset, stride), product(Real(at.y) + cell_offset, stride), at.level};
   }
 
   GA_KERNEL Real overlap(const Anchor& at, const Box<Real>& box) const {
