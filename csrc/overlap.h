@@ -40,7 +40,7 @@ struct Box {
   GA_HOST_DEVICE bool contains(Real x, Real y) const { return x >= x1 && x <= x2 && y >= y1 && y <= y2; }
 };
 
-// One instruction on a device, which takes the other number where one is NaN.
+// smaller and larger are one instruction each on a device, which takes the other number where one is NaN.
 template <class Real>
 GA_HOST_DEVICE Real smaller(Real a, Real b) {
 #ifdef __CUDA_ARCH__
