@@ -63,6 +63,10 @@ def bars():
         value = faster(f"{name} at 10 %", "torchvision everywhere")
         what = f"{name}: feature adaption at 10 %"
         table.append(Bar(what, "feature_adaption", "five levels, 89523 locations", value, 60, 100))
+    for name, peer in (("GA-Faster R-CNN", "torchvision Faster R-CNN"), ("ScopeNet", "torchvision FCOS")):
+        value = share(f"{name}, optimized, bfloat16", peer)
+        what = f"{name} R-50, optimized, bfloat16: time of {peer}"
+        table.append(Bar(what, "inference", "R-50 FPN, one image", value, 0.3, 0.15, False))
     case, dense = "forward 1x100x168 by dtype, channels_last", "deform_conv2d 100x168, of dense conv2d"
     for dtype, bar, dream in (("float32", 1.25, 1.1), ("bfloat16", 3, 2)):
         value = share(dtype, f"conv2d {dtype}")

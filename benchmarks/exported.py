@@ -1,4 +1,5 @@
-"""A trained detector in every format of its export: how far results are from the detector's own, and its time.
+"""A trained model in every format of its export: how far results are from the model's own, and the time beside what
+torchvision has in its place, with the same backbone, as it comes and as ONNX.
 
     python -m benchmarks.exported --run output/bccd --photos datasets/bccd/images --limit 20
 
@@ -7,19 +8,28 @@ detection from its like; detections without one are counted.
 """
 
 import argparse
+import copy
 import itertools
 import tempfile
+import time
 from pathlib import Path
 
 import torch
+from torchvision.models import detection
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
 
 from ga_scope import Detector
 from ga_scope.data import image_record, read_image
 from ga_scope.data.images import resized_shape, to_network
-from ga_scope.errors import ConfigError
+from ga_scope.engines.torchvision.model import OneStage
 from ga_scope.export import FORMATS, export
+from ga_scope.export.program import DETECTIONS, PROPOSALS
+from ga_scope.modeling.scope import ScopeDetector
 
-from . import harness
+from . import harness, runtimes
+
+SUFFIXES = {"pt2": "pt2", "aoti": "aoti.pt2", "onnx": "onnx"}
 
 SHORT_SIDES, BATCHES = (224, 320, 448), (1, 4)
 PIXELS, SCORES = 0.05, 1e-4  # what the same detection may differ in
@@ -43,14 +53,21 @@ def padded(images, stride):
     return batch, sizes
 
 
+def results_of(found):
+    """A model's results as a program gives them."""
+    part = found.proposals if found.detections is None else found.detections
+    return [getattr(part, name) for name in (PROPOSALS if found.detections is None else DETECTIONS)]
+
+
 def difference(found, expected):
-    """The largest difference of boxes and of scores between detections that are alike, and how many have no like."""
+    """The largest difference of boxes and of scores between what is alike, and how many have no like."""
     boxes, scores, alone = 0.0, 0.0, 0
-    for image, (have, want) in enumerate(zip(found[3].tolist(), expected[3].tolist())):
+    for image, (have, want) in enumerate(zip(found[-1].tolist(), expected[-1].tolist())):
         apart = (found[0][image, :have, None] - expected[0][image, None, :want]).abs().amax(2)
         apart_scores = (found[1][image, :have, None] - expected[1][image, None, :want]).abs()
-        other = found[2][image, :have, None] != expected[2][image, None, :want]
-        cost = (apart / PIXELS).maximum(apart_scores / SCORES).masked_fill(other, float("inf"))
+        cost = (apart / PIXELS).maximum(apart_scores / SCORES)
+        for label, wanted in zip(found[2:-1], expected[2:-1]):  # proposals have no classes
+            cost.masked_fill_(label[image, :have, None] != wanted[image, None, :want], float("inf"))
         alone += abs(have - want)
         if have and want:
             worst, like = cost.min(1)
@@ -63,32 +80,42 @@ def difference(found, expected):
     return boxes, scores, alone
 
 
-def in_onnx_runtime(path):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def run(images, sizes):
-        found = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
-        return [torch.from_numpy(part) for part in found]
-
-    return run
+def in_runtime(opened, path):
+    """A file's function of tensors."""
+    run = opened(path)
+    return lambda images, sizes: [torch.from_numpy(part) for part in run(images.numpy(), sizes.numpy())]
 
 
 def programs(detector, folder):
-    """A function of (images, sizes) for each format, and the stride; a refusal is printed."""
-    functions = {}
-    for format in FORMATS:
-        path = Path(folder) / f"model.{format}"
-        try:
-            stride = export(detector, format, path)["stride"]
-        except ConfigError as error:
-            print(f"{format}: {error}")
-            continue
-        functions[format] = in_onnx_runtime(path) if format == "onnx" else torch.export.load(path).module()
+    """A function of (images, sizes) for each format, and for ONNX each runtime, and the stride."""
+    functions, paths = {}, {format: Path(folder) / f"{format}.{SUFFIXES[format]}" for format in FORMATS}
+    for format, path in paths.items():
+        start = time.perf_counter()
+        stride = export(detector, format, path)["stride"]
+        print(f"{format}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.0f} MB")
+    functions["pt2"] = torch.export.load(paths["pt2"]).module()
+    functions["aoti"] = torch._inductor.aoti_load_package(str(paths["aoti"]))
+    for name, opened in runtimes.installed().items():
+        functions[f"onnx, {name}"] = in_runtime(opened, paths["onnx"])
     return functions, stride
+
+
+def peer_of(model, classes, short_side):
+    """What torchvision has in the model's place, on its backbone, for one size; or None.
+
+    Only its time is of interest: its heads are random, and keep few detections (two-stage ones those above 0.5).
+    """
+    backbone = copy.deepcopy(model.backbone)
+    sides = {"min_size": short_side, "max_size": 2 * short_side}
+    if isinstance(model, OneStage):
+        kind = detection.FCOS if isinstance(model.detector, ScopeDetector) else detection.RetinaNet
+        return kind(backbone, classes + 1, **sides).eval()
+    if model.roi_heads is None:
+        return None
+    anchors = AnchorGenerator(tuple((8 * 2**level,) for level in range(2, 7)), ((0.5, 1.0, 2.0),) * 5)
+    pool = MultiScaleRoIAlign(list(model.roi_features), 7, 2)
+    more = {"rpn_anchor_generator": anchors, "box_roi_pool": pool, "box_score_thresh": 0.5}
+    return detection.FasterRCNN(backbone, classes + 1, **more, **sides).eval()
 
 
 def main():
@@ -100,27 +127,25 @@ def main():
     parser.add_argument("--csv", type=Path)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     args = parser.parse_args()
-    detector = Detector.of_run(args.run, [*args.opts, "MODEL.DEVICE", "cpu"], "torchvision")
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    detector = Detector.of_run(args.run, opts, "torchvision")
     benchmark = harness.Benchmark("exported", args.budget)
     paths = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
     if not paths:
         parser.error(f"--photos: expected a folder with JPEG, PNG or BMP images, got {args.photos}")
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        functions, stride = programs(
-            Detector.of_run(args.run, [*args.opts, "MODEL.DEVICE", "cpu"], "torchvision"), folder
-        )
+        functions, stride = programs(Detector.of_run(args.run, opts, "torchvision"), folder)
         torch.set_grad_enabled(False)
         for short_side, count in itertools.product(SHORT_SIDES, BATCHES):
             images = list(networks_inputs(paths[: args.limit], short_side, detector.cfg.INPUT.FORMAT))
             batches = [images[i : i + count] for i in range(0, len(images), count)]
             figures, detections = {name: [0.0, 0.0, 0] for name in functions}, 0
             for batch in batches:
-                found = detector.model([{"image": image} for image in batch]).detections
-                expected = [found.boxes, found.scores, found.classes, found.count]
-                detections += int(found.count.sum())
+                found = results_of(detector.model([{"image": image} for image in batch]))
+                detections += int(found[-1].sum())
                 for name, function in functions.items():
-                    new = difference(function(*padded(batch, stride)), expected)
+                    new = difference(function(*padded(batch, stride)), found)
                     boxes, scores, alone = figures[name]
                     figures[name] = [max(boxes, new[0]), max(scores, new[1]), alone + new[2]]
             columns = ("boxes px", "scores", "without like")
@@ -129,6 +154,12 @@ def main():
             inputs, given = padded(first, stride), [{"image": image} for image in first]
             timed = {"eager": lambda given=given: detector.model(given)}
             timed |= {name: lambda f=function, i=inputs: f(*i) for name, function in functions.items()}
+            peer = peer_of(detector.model, len(detector.classes), short_side) if count == 1 else None
+            if peer is not None:
+                unit = first[0] / 255
+                timed["torchvision"] = lambda peer=peer, unit=unit: peer([unit])
+                written = runtimes.of_torchvision(peer, unit, folder)
+                timed |= {f"torchvision, {name}": function for name, function in written.items()}
             case = f"{short_side} px, {count} of {len(images)} photos at a time"
             benchmark.compare(case, timed, peers=("eager",), figures=rows, memory=False)
     if args.csv:

@@ -1,7 +1,8 @@
 """Whole detectors on one image of 800 x 1344, ResNet-50 FPN, random weights: this project's, as they are and optimized,
-and torchvision's as they come.
+in float32 and in bfloat16; and torchvision's as they come, in bfloat16, and as ONNX in ONNX Runtime and OpenVINO.
 """
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ga_scope import optimize_for_inference
 from ga_scope.engines import get_engine
 from ga_scope.modeling.guided_anchoring import LocationSelection
 
-from . import harness
+from . import harness, runtimes
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "COCO-Detection"
 BUDGET = 2000  # locations per level: with random weights it stands for the 10 % that a trained model selects
@@ -22,39 +23,53 @@ def build(name):
     return engine.build(engine.setup(CONFIGS / name, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])).eval()
 
 
-def of_torchvision(make):
+def of_torchvision(make, **more):
     """For images of this size, which it does not resize; its other settings are its own."""
     sides = {"min_size": min(harness.IMAGE), "max_size": max(harness.IMAGE)}
-    return make(weights=None, weights_backbone=None, **sides).eval()
+    return make(weights=None, weights_backbone=None, **sides, **more).eval()
+
+
+def compare(benchmark, name, model, unguided, peer_name, peer, image):
+    """A detector of this project, another that is its baseline or none, and torchvision's."""
+    inputs, unit = [{"image": image}], [image / 255]
+    optimized = optimize_for_inference(model)
+    optimized_bfloat16 = optimize_for_inference(model, dtype=torch.bfloat16)
+
+    def in_bfloat16():
+        with torch.autocast("cpu", torch.bfloat16):
+            return peer(unit)
+
+    functions = {
+        name: lambda: model(inputs),
+        f"{name}, optimized": lambda: optimized(inputs),
+        f"{name}, optimized, bfloat16": lambda: optimized_bfloat16(inputs),
+        **{other: lambda function=function: function(inputs) for other, function in unguided.items()},
+        peer_name: lambda: peer(unit),
+        f"{peer_name}, bfloat16": in_bfloat16,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for runtime, function in runtimes.of_torchvision(peer, unit[0], folder).items():
+            functions[f"{peer_name}, {runtime}"] = function
+        benchmark.compare("R-50 FPN, one image", functions, peers=(*unguided, peer_name))
 
 
 def run(benchmark):
     image = torch.randint(256, (3, *harness.IMAGE)).float()
-    inputs, unit = [{"image": image}], [image / 255]
-    faster = build("faster_rcnn_R_50_FPN_1x.yaml")
-    guided = build("ga_faster_rcnn_R_50_FPN_1x.yaml")
+    guided, faster = build("ga_faster_rcnn_R_50_FPN_1x.yaml"), build("faster_rcnn_R_50_FPN_1x.yaml")
     guided.proposal_generator.rpn.selection = LocationSelection(0.0, BUDGET)
-    optimized, peer = optimize_for_inference(guided), of_torchvision(detection.fasterrcnn_resnet50_fpn)
-    functions = {
-        "GA-Faster R-CNN": lambda: guided(inputs),
-        "GA-Faster R-CNN, optimized": lambda: optimized(inputs),
-        "Faster R-CNN": lambda: faster(inputs),
-        "torchvision Faster R-CNN": lambda: peer(unit),
-    }
-    benchmark.compare("R-50 FPN, one image", functions, peers=("Faster R-CNN", "torchvision Faster R-CNN"))
-    results = guided(inputs)
+    peer = of_torchvision(
+        detection.fasterrcnn_resnet50_fpn, **({"rpn_post_nms_top_n_test": 20} if harness.TINY else {})
+    )
+    unguided = {"Faster R-CNN": faster}
+    compare(benchmark, "GA-Faster R-CNN", guided, unguided, "torchvision Faster R-CNN", peer, image)
+    results = guided([{"image": image}])
     print(f"active: {100 * results.anchors.item() / results.locations:.1f} %")
 
     # The scores of random weights are alike: none, or all, of the locations are candidates. All: no tower is left out.
     scope = build("scopenet_R_50_FPN_1x.yaml")
     scope.detector.score_thresh = 0.0
-    scope_optimized, fcos = optimize_for_inference(scope), of_torchvision(detection.fcos_resnet50_fpn)
-    functions = {
-        "ScopeNet": lambda: scope(inputs),
-        "ScopeNet, optimized": lambda: scope_optimized(inputs),
-        "torchvision FCOS": lambda: fcos(unit),
-    }
-    benchmark.compare("R-50 FPN, one image", functions, peers=("torchvision FCOS",))
+    peer = of_torchvision(detection.fcos_resnet50_fpn)
+    compare(benchmark, "ScopeNet", scope, {}, "torchvision FCOS", peer, image)
 
 
 if __name__ == "__main__":

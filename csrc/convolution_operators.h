@@ -16,6 +16,7 @@ namespace ga_scope {
 template <auto Forward, auto Backward>
 struct ConvolutionOperators {
   using Tensors = std::vector<Tensor>;
+  using OptionalTensors = std::optional<Tensors>;
   using Sizes = std::vector<int64_t>;
 
   static Tensors forward(const ConvolutionArguments& args) {
@@ -33,14 +34,14 @@ struct ConvolutionOperators {
     return Backward(args, conv, grad_output, want_input, want_weight);
   }
 
-  static Tensors deform_conv2d(Tensors input, Tensors offset, Tensor weight, std::optional<Tensor> bias, Tensors mask,
+  static Tensors deform_conv2d(Tensors input, Tensors offset, Tensor weight, std::optional<Tensor> bias, OptionalTensors mask,
                                std::optional<Tensor> offset_weight, std::optional<Tensor> locations, Sizes stride,
                                Sizes padding, Sizes dilation, int64_t groups, int64_t offset_groups, bool allow_tf32) {
     check(offset_groups >= 1, "deform_conv2d", "offset_groups", "at least 1", offset_groups);
     return forward(ConvolutionArguments{.op = "deform_conv2d",
                                         .input = input,
                                         .offset = offset,
-                                        .mask = mask,
+                                        .mask = mask.value_or(Tensors{}),
                                         .weight = weight,
                                         .bias = bias,
                                         .offset_weight = offset_weight,
@@ -54,7 +55,7 @@ struct ConvolutionOperators {
   }
 
   static ConvolutionGradients deform_conv2d_backward(Tensors grad_output, Tensors input, Tensors offset, Tensor weight,
-                                                     Tensors mask, std::optional<Tensor> offset_weight,
+                                                     OptionalTensors mask, std::optional<Tensor> offset_weight,
                                                      std::optional<Tensor> locations, Sizes stride, Sizes padding,
                                                      Sizes dilation, int64_t groups, int64_t offset_groups,
                                                      bool want_input, bool want_weight, bool deterministic) {
@@ -62,7 +63,7 @@ struct ConvolutionOperators {
     return backward(ConvolutionArguments{.op = "deform_conv2d_backward",
                                          .input = input,
                                          .offset = offset,
-                                         .mask = mask,
+                                         .mask = mask.value_or(Tensors{}),
                                          .weight = weight,
                                          .offset_weight = offset_weight,
                                          .locations = locations,

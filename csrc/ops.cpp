@@ -10,14 +10,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
   m.def("cpu_capability() -> str");
   // locations given: offset and mask hold one (L, columns) tensor, and so does the result.
   // Otherwise: one dense map per level. offset_weight: offsets are offset @ offset_weight^T.
+  // mask: optional, as a program of AOTInductor turns an empty list into None.
   // allow_tf32 and deterministic are torch's flags, which kernels of the stable ABI cannot ask for; the CPU
   // needs neither.
   m.def(
-      "deform_conv2d(Tensor[] input, Tensor[] offset, Tensor weight, Tensor? bias, Tensor[] mask, "
+      "deform_conv2d(Tensor[] input, Tensor[] offset, Tensor weight, Tensor? bias, Tensor[]? mask, "
       "Tensor? offset_weight, Tensor? locations, int[] stride, int[] padding, int[] dilation, int groups, "
       "int offset_groups, bool allow_tf32) -> Tensor[]");
   m.def(
-      "deform_conv2d_backward(Tensor[] grad_output, Tensor[] input, Tensor[] offset, Tensor weight, Tensor[] mask, "
+      "deform_conv2d_backward(Tensor[] grad_output, Tensor[] input, Tensor[] offset, Tensor weight, Tensor[]? mask, "
       "Tensor? offset_weight, Tensor? locations, int[] stride, int[] padding, int[] dilation, int groups, "
       "int offset_groups, bool want_input, bool want_weight, bool deterministic) "
       "-> (Tensor[], Tensor[], Tensor, Tensor[], Tensor)");

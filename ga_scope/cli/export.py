@@ -6,7 +6,7 @@ from .common import parse, plain_parser
 
 HELP = """Writes a trained model, of either engine, as a file that runs without this repository.
 
-pt2 is a torch.export program, onnx has standard operators alone.
+pt2 is a torch.export program, aoti an AOTInductor package for C++ without Python, onnx has standard operators alone.
 Image size and batch stay open; how images are to be prepared, and the names of the classes, go with the file
 (docs/deployment.md).
 

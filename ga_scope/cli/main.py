@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train a model, and evaluate it",
     "evaluate": "metrics of a trained model on DATASETS.TEST",
     "predict": "detections of photos, folders, videos, cameras: pictures, JSON, CSV",
-    "export": "a trained model as torch.export or ONNX file",
+    "export": "a trained model as torch.export, AOTInductor or ONNX file",
     "report": "one HTML file of a run, or of two to compare",
     "explain": "what a key means; or where a trained model loses the objects",
     "visualize": "pictures of a dataset: locations, anchors, proposals, detections, objects",

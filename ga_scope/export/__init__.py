@@ -1,4 +1,4 @@
-"""Trained models as files that run without this repository: ``torch.export`` and ONNX."""
+"""Trained models as files that run without this repository: ``torch.export``, AOTInductor and ONNX."""
 
 from .files import FORMATS, export, read_description
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..optimize import fold_norms
 from .program import SMALLEST, Program, export_program
 
-FORMATS = ("pt2", "onnx")
+FORMATS = ("pt2", "aoti", "onnx")
 OPSET = 19  # the first with DeformConv
 KEY = "ga_scope"  # of the description among a file's metadata
 
@@ -21,18 +21,21 @@ def export(detector: Detector, format: str, path) -> dict:
     """Writes a model of the built-in engine to ``path``; its description (:func:`describe`) goes into the file.
 
     Args:
-        format: ``"pt2"``, a program for ``torch.export.load``; ``"onnx"``, of standard operators.
+        format: ``"pt2"``, a program for ``torch.export.load``; ``"aoti"``, compiled for the machine's processor, for
+            ``torch._inductor.aoti_load_package`` or a C++ program; ``"onnx"``, of standard operators.
 
     Raises:
         ConfigError: the format cannot hold the model, or what writes it is not installed.
     """
     if format not in FORMATS:
         raise ConfigError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if format == "aoti" and Path(path).suffix != ".pt2":
+        raise ConfigError(f"output: expected a name that ends in .pt2 for an AOTInductor package, got {path}")
     if format == "onnx":
         _needs("onnx", "onnxscript")
     program = Program(fold_norms(detector.model))
     description = describe(detector, program)
-    write = {"pt2": write_pt2, "onnx": write_onnx}[format]
+    write = {"pt2": write_pt2, "aoti": write_aoti, "onnx": write_onnx}[format]
     write(program, export_program(program), description, Path(path))
     return description
 
@@ -60,7 +63,8 @@ def describe(detector: Detector, program: Program) -> dict:
 
 
 def read_description(path) -> dict:
-    """Of a file that :func:`export` wrote.
+    """Of a file that :func:`export` wrote as pt2 or onnx; an AOTInductor package has it in its loader's metadata, where
+    lists are lines.
 
     Raises:
         ConfigError: the file has none.
@@ -88,6 +92,15 @@ def _needs(*modules: str):
 
 def write_pt2(program: Program, exported: ExportedProgram, description: dict, path: Path):
     torch.export.save(exported, path, extra_files={KEY: json.dumps(description)})
+
+
+def write_aoti(program: Program, exported: ExportedProgram, description: dict, path: Path):
+    from torch._inductor import aoti_compile_and_package
+
+    # Strings, that a C++ program needs no more to read than they are: lists line by line.
+    lines = {key: "\n".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in description.items()}
+    options = {"aot_inductor.metadata": lines}
+    aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
 
 
 def write_onnx(program: Program, exported: ExportedProgram, description: dict, path: Path):

@@ -80,11 +80,11 @@ class Convolution:
             _arguments.check_shape(self.op, "offset_weight", offset_weight, [columns, offset_weight.shape[1]])
             columns = offset_weight.shape[1]
         self.check_per_location("offset", offset, columns)
-        if len(mask) > 0:
+        if mask:
             self.check_per_location("mask", mask, offset_groups * taps)
         dtype = self.input[0].dtype
         allowed = [dtype, torch.float32] if dtype in (torch.bfloat16, torch.float16) else [dtype]
-        given = {"offset": offset, "mask": mask, "offset_weight": [] if offset_weight is None else [offset_weight]}
-        for name, tensors in given.items():
+        weights = [] if offset_weight is None else [offset_weight]
+        for name, tensors in {"offset": offset, "mask": mask or [], "offset_weight": weights}.items():
             for tensor in tensors:
                 _arguments.check_dtype(self.op, name, tensor, allowed)

@@ -52,8 +52,8 @@ def deform_conv2d(
     """
     inputs, single = _arguments.as_list(input, "input")
     offsets, _ = _arguments.as_list(offset, "offset")
-    masks = [] if mask is None else _arguments.as_list(mask, "mask")[0]
-    _arguments.refuse_forward_ad("deform_conv2d", [*inputs, *offsets, *masks, weight, bias, offset_weight])
+    masks = None if mask is None else _arguments.as_list(mask, "mask")[0]
+    _arguments.refuse_forward_ad("deform_conv2d", [*inputs, *offsets, *(masks or ()), weight, bias, offset_weight])
     if not inputs or inputs[0].dim() != 4:
         got = list(inputs[0].shape) if inputs else "none"
         raise RuntimeError(f"deform_conv2d: input: expected maps of shape [N, C, H, W], got {got}")
@@ -180,15 +180,15 @@ def _(
         [_arguments.keep_memory_format(map.new_empty(map.shape), map) for map in input],
         [item.new_empty(item.shape) for item in offset],
         weight.new_empty(weight.shape),
-        [item.new_empty(item.shape) for item in mask],
+        [item.new_empty(item.shape) for item in mask or ()],
         input[0].new_empty(0) if offset_weight is None else offset_weight.new_empty(offset_weight.shape),
     )
 
 
 def _setup_context(ctx, inputs, output):
     input, offset, weight, _, mask, offset_weight, locations, *settings, _ = inputs
-    ctx.save_for_backward(*input, *offset, *mask, weight, offset_weight, locations)
-    ctx.counts = len(input), len(offset), len(mask)
+    ctx.save_for_backward(*input, *offset, *(mask or ()), weight, offset_weight, locations)
+    ctx.counts = len(input), len(offset), None if mask is None else len(mask)
     ctx.settings = settings
 
 
@@ -197,14 +197,14 @@ def _backward(ctx, grad_output):
     saved = list(ctx.saved_tensors)
     input, saved = saved[:inputs], saved[inputs:]
     offset, saved = saved[:offsets], saved[offsets:]
-    mask, (weight, offset_weight, locations) = saved[:masks], saved[masks:]
+    mask, (weight, offset_weight, locations) = saved[: masks or 0], saved[masks or 0 :]
     needs = ctx.needs_input_grad
     grad_input, grad_offset, grad_weight, grad_mask, grad_offset_weight = torch.ops.ga_scope.deform_conv2d_backward(
         grad_output,
         input,
         offset,
         weight,
-        mask,
+        None if masks is None else mask,
         offset_weight,
         locations,
         *ctx.settings,
@@ -221,7 +221,7 @@ def _backward(ctx, grad_output):
         [grad if need else None for grad, need in zip(grad_offset, needs[1], strict=True)],
         grad_weight if needs[2] else None,
         grad_bias,
-        [grad if need else None for grad, need in zip(grad_mask, needs[4], strict=True)],
+        None if masks is None else [grad if need else None for grad, need in zip(grad_mask, needs[4], strict=True)],
         grad_offset_weight if needs[5] else None,
         None,
         *[None] * len(ctx.settings),
@@ -242,7 +242,7 @@ def _cast_arguments(dtype, input, offset, weight, bias, mask, offset_weight, *re
         [_arguments.cast(item, torch.float32) for item in offset],
         _arguments.cast(weight, dtype),
         _arguments.cast(bias, dtype),
-        [_arguments.cast(item, torch.float32) for item in mask],
+        mask and [_arguments.cast(item, torch.float32) for item in mask],
         _arguments.cast(offset_weight, torch.float32),
         *rest,
     )

@@ -1,21 +1,28 @@
 """Files that tools/export.py writes, and the programs of examples/ that use them."""
 
+import copy
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import types
 
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
+import ga_scope.ops._library
 from ga_scope import Detector
+from ga_scope.data import image_record, read_image
+from ga_scope.data.images import resized_shape, to_network
 from ga_scope.errors import ConfigError
 from ga_scope.export import export, read_description
 
 from ..engines.conftest import ROOT, config, image_size, overrides, random_weights, shapes, tool  # noqa: F401
-from .models import MEAN, STD, awake, batch, scopenet
+from .models import CLASSES, MEAN, STD, awake, batch, faster_rcnn, scopenet
 from .same import assert_same
 from .test_programs import eager
 
@@ -120,11 +127,50 @@ def test_a_program_of_torch_and_its_description(tmp_path):
     assert_same(found, eager(model, pixels, sizes, ["boxes", "scores", "classes", "count"]))
 
 
-def test_what_cannot_be_written(tmp_path, monkeypatch):
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
+def test_a_compiled_package_in_a_program_without_python(pictures, tmp_path):
+    """A GA-Faster R-CNN, and with it this project's operators and torchvision's ROIAlign, in examples/cpp."""
+    model, path = awake(faster_rcnn()), tmp_path / "model.pt2"
+    inputs = types.SimpleNamespace(MIN_SIZE_TEST=160, MAX_SIZE_TEST=250, FORMAT="BGR")
+    names = NAMES[:CLASSES]
+    detector = types.SimpleNamespace(model=copy.deepcopy(model), cfg=types.SimpleNamespace(INPUT=inputs), classes=names)
+    export(detector, "aoti", path)
+    build = tmp_path / "build"
+    configure = ["cmake", "-S", ROOT / "examples" / "cpp", "-B", build, f"-DTORCH={os.path.dirname(torch.__file__)}"]
+    for command in (configure, ["cmake", "--build", build]):
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    folder = os.path.dirname(torchvision.__file__)
+    library = next(name for name in sorted(os.listdir(folder)) if name.startswith("_C"))
+    for picture, size in zip(pictures, ((128, 128), (300, 170), (90, 200))):
+        ppm = tmp_path / "picture.ppm"
+        Image.open(picture).convert("RGB").resize(size).save(ppm)
+        command = [build / "predict", path, ppm, "0", ga_scope.ops._library.LIBRARY, os.path.join(folder, library)]
+        environment = {**os.environ, "LD_DEBUG": "files"}  # the loader names every library on stderr
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert "libtorch_cpu" in result.stderr and "libpython" not in result.stderr
+        rows = [line.split() for line in result.stdout.splitlines()]
+        found = as_batch([(row[0], float(row[1]), [float(side) for side in row[2:]]) for row in rows])
+
+        # Resized by torch, which differs from Pillow by one level in some pixels.
+        image = read_image(image_record(ppm))
+        height, width = resized_shape(image.height, image.width, 160, 250)
+        pixels = torch.from_numpy(to_network(image, image.height, image.width, "BGR"))
+        pixels = resize(pixels, [height, width], antialias=True).float()
+        sizes, outputs = torch.tensor([[height, width]]), ["boxes", "scores", "classes", "count"]
+        boxes, scores, classes, count = eager(model, pixels[None], sizes, outputs)
+        boxes = boxes * torch.tensor([image.width / width, image.height / height] * 2)
+        assert_same(found, [part[:, : count[0]] for part in (boxes, scores, classes)] + [count])
+
+
+def test_what_cannot_be_written(options, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"output: expected a name that ends in .pt2 for an AOTInductor package"):
+        write("aoti", tmp_path / "model.so", options)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"format onnx: needs onnx, which is not installed: pip install ga_scope"):
         export(types.SimpleNamespace(), "onnx", tmp_path / "model.onnx")
-    with pytest.raises(ConfigError, match="format: expected pt2, onnx, got 'tflite'"):
+    with pytest.raises(ConfigError, match="format: expected pt2, aoti, onnx, got 'tflite'"):
         export(types.SimpleNamespace(), "tflite", tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 

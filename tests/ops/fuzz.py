@@ -265,7 +265,7 @@ def raw_call():
         return [spoil_numbers(boxes), groups, torch.rand(batch, count) < 0.8, random.choice([0.0, 0.5, 1.0])]
 
     calls = (
-        (OPS.deform_conv2d, [*deformed, None, [], None, locations, *settings, integers(), False]),
+        (OPS.deform_conv2d, [*deformed, None, None, None, locations, *settings, integers(), False]),
         (
             OPS.deform_conv2d_backward,
             [[torch.randn(3, 2)], *deformed, [], None, locations, *settings, integers(), True, True, False],

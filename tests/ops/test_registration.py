@@ -35,6 +35,7 @@ def sample_calls():
         yield OPS.deform_conv2d, (maps, dense_offset, weight, bias, dense_mask, None, None, *tail)
         yield OPS.deform_conv2d, (maps, [rows], weight, None, [mask], None, locations, *tail)
         yield OPS.deform_conv2d, (maps, [shape], weight, bias, [], matrix, locations, *tail)
+        yield OPS.deform_conv2d, (maps, [shape], weight, bias, None, matrix, locations, *tail)
         yield OPS.masked_conv2d, (maps, weight, bias, locations, *PAIRS, 1, False)
     boxes = torch.tensor([[1.0, 2, 20, 30], [4, 4, 9, 9], [0, 0, 31, 31]])
     levels = [4, 2], [5, 3], [8.0, 16.0]

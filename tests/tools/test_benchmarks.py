@@ -22,8 +22,9 @@ BENCHMARKS = {
     "ga_head": {"GA-RPN", "GA-RPN without conv, channels_last", "torchvision RPN", "GA-RPN, batch 8"},
     "training_step": {"GA-RPN", "GA-RPN without conv", "torchvision RPN"},
     "inference": {
-        *("GA-Faster R-CNN", "GA-Faster R-CNN, optimized", "Faster R-CNN", "torchvision Faster R-CNN"),
-        *("ScopeNet", "ScopeNet, optimized", "torchvision FCOS"),
+        *("GA-Faster R-CNN", "GA-Faster R-CNN, optimized", "GA-Faster R-CNN, optimized, bfloat16", "Faster R-CNN"),
+        *("torchvision Faster R-CNN", "torchvision Faster R-CNN, bfloat16", "torchvision Faster R-CNN, ONNX Runtime"),
+        *("ScopeNet", "ScopeNet, optimized", "torchvision FCOS", "torchvision FCOS, ONNX Runtime"),
     },
 }
 
@@ -73,7 +74,7 @@ def test_benchmark_runs(name, tables):
 def test_every_benchmark_is_listed():
     from benchmarks.__main__ import NAMES
 
-    helpers = {"__init__", "__main__", "acceptance", "gpu_operators", "harness", "heads"}
+    helpers = {"__init__", "__main__", "acceptance", "gpu_operators", "harness", "heads", "runtimes"}
     helpers |= {"exported"}  # of a model that somebody trained
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - helpers == set(NAMES) == set(BENCHMARKS)
 

@@ -166,7 +166,7 @@ def deterministic_with_nothing_outside():
     x, w = maps(3, ((9, 5),), torch.float32, images=1), weight(2, 3, (3, 1), torch.float32)
     offset, settings = torch.rand(1, 6, 7, 5) * 0.5, ([1, 1], [0, 0], [1, 1], 1, 1)
     grad = torch.randn(1, 2, 7, 5)
-    return list(OPS.deform_conv2d_backward([grad], x, [offset], w, [], None, None, *settings, True, True, True)[0])
+    return list(OPS.deform_conv2d_backward([grad], x, [offset], w, None, None, None, *settings, True, True, True)[0])
 
 
 @call
