@@ -20,9 +20,11 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from ga_scope import Detector
+from ga_scope.cli import end_well
 from ga_scope.data import image_record, read_image
 from ga_scope.data.images import resized_shape, to_network
 from ga_scope.engines.torchvision.model import OneStage
+from ga_scope.errors import ConfigError
 from ga_scope.export import FORMATS, export
 from ga_scope.export.program import DETECTIONS, PROPOSALS
 from ga_scope.modeling.scope import ScopeDetector
@@ -33,6 +35,18 @@ SUFFIXES = {"pt2": "pt2", "aoti": "aoti.pt2", "onnx": "onnx"}
 
 SHORT_SIDES, BATCHES = (224, 320, 448), (1, 4)
 PIXELS, SCORES = 0.05, 1e-4  # what the same detection may differ in
+
+
+def photos_of(folder, limit):
+    """The first of its images, by name.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
+    if not paths:
+        raise ConfigError(f"--photos: expected a folder with JPEG, PNG or BMP images, got {folder}")
+    return paths[:limit]
 
 
 def networks_inputs(paths, short_side, channel_order):
@@ -130,15 +144,13 @@ def main():
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     detector = Detector.of_run(args.run, opts, "torchvision")
     benchmark = harness.Benchmark("exported", args.budget)
-    paths = sorted(path for path in args.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp"))
-    if not paths:
-        parser.error(f"--photos: expected a folder with JPEG, PNG or BMP images, got {args.photos}")
+    paths = photos_of(args.photos, args.limit)
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         functions, stride = programs(Detector.of_run(args.run, opts, "torchvision"), folder)
         torch.set_grad_enabled(False)
         for short_side, count in itertools.product(SHORT_SIDES, BATCHES):
-            images = list(networks_inputs(paths[: args.limit], short_side, detector.cfg.INPUT.FORMAT))
+            images = list(networks_inputs(paths, short_side, detector.cfg.INPUT.FORMAT))
             batches = [images[i : i + count] for i in range(0, len(images), count)]
             figures, detections = {name: [0.0, 0.0, 0] for name in functions}, 0
             for batch in batches:
@@ -167,4 +179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    end_well(main)

@@ -75,7 +75,7 @@ def test_every_benchmark_is_listed():
     from benchmarks.__main__ import NAMES
 
     helpers = {"__init__", "__main__", "acceptance", "gpu_operators", "harness", "heads", "runtimes"}
-    helpers |= {"exported"}  # of a model that somebody trained
+    helpers |= {"exported", "sparse_tower"}  # of a model that somebody trained
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - helpers == set(NAMES) == set(BENCHMARKS)
 
 
@@ -132,3 +132,21 @@ def test_bars_of_missing_rows_are_not_measured(tmp_path):
     (tmp_path / "rows.csv").write_text("benchmark,case,variant,ms\n")
     result = python("-m", "benchmarks.acceptance", tmp_path / "rows.csv")
     assert result.returncode == 0 and "not measured" in result.stdout and "0 missed" in result.stdout
+
+
+def test_detections_are_compared_with_their_like():
+    """Whatever their order; another class is another detection, and proposals have no class."""
+    import torch
+
+    from benchmarks.exported import difference
+
+    boxes, scores = torch.tensor([[[0.0, 0, 9, 9], [5, 5, 20, 20], [0, 0, 0, 0]]]), torch.tensor([[0.9, 0.8, 0.0]])
+    classes, count = torch.tensor([[1, 2, 0]]), torch.tensor([2])
+    expected = [boxes, scores, classes, count]
+    order = torch.tensor([1, 0, 2])
+    found = [boxes[:, order] + 0.03, scores[:, order] - 5e-5, classes[:, order], count]
+    assert difference(found, expected) == (pytest.approx(0.03, abs=1e-5), pytest.approx(5e-5, abs=1e-6), 0)
+    assert difference([boxes, scores, torch.tensor([[1, 3, 0]]), count], expected) == (0, 0, 1)
+    assert difference([boxes + 1, scores, classes, count], expected)[2] == 2
+    assert difference([boxes, scores, classes, count - 1], expected)[2] == 1
+    assert difference([boxes + 1, scores, count], [boxes, scores, count])[2] == 2
