@@ -38,7 +38,7 @@ def test_the_stand_in_is_simulated(stand_in):
         ("ops/test_matching.py", "test"),
         ("ops/test_nms.py", "test"),
         pytest.param("ops/test_wide_convolution.py", "test", marks=pytest.mark.long),
-        ("ops/test_registration.py", "opcheck"),
+        pytest.param("ops/test_registration.py", "opcheck", marks=pytest.mark.long),
         ("on_grid/test_kernels.py", "test"),
     ],
 )

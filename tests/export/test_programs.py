@@ -44,7 +44,8 @@ EXPORTED = [
     "RetinaNet",
     "ScopeNet",
 ]
-LONG = {"GA-RPN without a budget", "GA-RetinaNet", "RetinaNet"}
+# test_files.py has a GA-Faster R-CNN in ONNX and AOTInductor.
+LONG = {"GA-RPN without a budget", "GA-Faster R-CNN", "GA-RetinaNet", "RetinaNet"}
 
 
 @pytest.mark.parametrize(
