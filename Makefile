@@ -51,7 +51,7 @@ scopenet-demo: install
 
 # A process per core, up to eight; files whole, since their tests share what they train and build.
 test: install
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 15
 
 test-all: install
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --long

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
@@ -100,18 +101,34 @@ def in_runtime(opened, path):
     return lambda images, sizes: [torch.from_numpy(part) for part in run(images.numpy(), sizes.numpy())]
 
 
-def programs(detector, folder):
+def programs(detector, formats, folder):
     """A function of (images, sizes) for each format, and for ONNX each runtime, and the stride."""
-    functions, paths = {}, {format: Path(folder) / f"{format}.{SUFFIXES[format]}" for format in FORMATS}
+    functions, paths = {}, {format: Path(folder) / f"{format}.{SUFFIXES[format]}" for format in formats}
     for format, path in paths.items():
         start = time.perf_counter()
         stride = export(detector, format, path)["stride"]
-        print(f"{format}: written in {time.perf_counter() - start:.0f} s, {path.stat().st_size / 1e6:.0f} MB")
-    functions["pt2"] = torch.export.load(paths["pt2"]).module()
-    functions["aoti"] = torch._inductor.aoti_load_package(str(paths["aoti"]))
-    for name, opened in runtimes.installed().items():
-        functions[f"onnx, {name}"] = in_runtime(opened, paths["onnx"])
+        took = time.perf_counter() - start
+        print(f"{format}: written in {took:.0f} s, {path.stat().st_size / 1e6:.0f} MB", flush=True)
+        if format == "pt2":
+            functions[format] = torch.export.load(path).module()
+        elif format == "aoti":
+            functions[format] = torch._inductor.aoti_load_package(str(path))
+        else:
+            for name, opened in runtimes.installed().items():
+                functions[f"onnx, {name}"] = in_runtime(opened, path)
     return functions, stride
+
+
+class Levels(nn.Module):
+    """A copy of a backbone, with the pyramid's levels alone."""
+
+    def __init__(self, backbone, names):
+        super().__init__()
+        self.backbone, self.names, self.out_channels = copy.deepcopy(backbone), names, backbone.out_channels
+
+    def forward(self, images):
+        features = self.backbone(images)
+        return {name: features[name] for name in self.names}
 
 
 def peer_of(model, classes, short_side):
@@ -119,14 +136,17 @@ def peer_of(model, classes, short_side):
 
     Only its time is of interest: its heads are random, and keep few detections (two-stage ones those above 0.5).
     """
-    backbone = copy.deepcopy(model.backbone)
     sides = {"min_size": short_side, "max_size": 2 * short_side}
     if isinstance(model, OneStage):
+        backbone = Levels(model.backbone, model.in_features)
         kind = detection.FCOS if isinstance(model.detector, ScopeDetector) else detection.RetinaNet
         return kind(backbone, classes + 1, **sides).eval()
     if model.roi_heads is None:
         return None
-    anchors = AnchorGenerator(tuple((8 * 2**level,) for level in range(2, 7)), ((0.5, 1.0, 2.0),) * 5)
+    names = model.proposal_generator.in_features
+    backbone = Levels(model.backbone, names)
+    sizes = tuple((8 * 2 ** int(name.removeprefix("p")),) for name in names)
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     pool = MultiScaleRoIAlign(list(model.roi_features), 7, 2)
     more = {"rpn_anchor_generator": anchors, "box_roi_pool": pool, "box_score_thresh": 0.5}
     return detection.FasterRCNN(backbone, classes + 1, **more, **sides).eval()
@@ -137,6 +157,7 @@ def main():
     parser.add_argument("--run", required=True, help="OUTPUT_DIR of a training")
     parser.add_argument("--photos", type=Path, required=True, help="folder")
     parser.add_argument("--limit", type=int, default=20, help="photos (default: 20)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds to spend on each variant (default: 2)")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
@@ -147,7 +168,7 @@ def main():
     paths = photos_of(args.photos, args.limit)
     print(harness.describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        functions, stride = programs(Detector.of_run(args.run, opts, "torchvision"), folder)
+        functions, stride = programs(Detector.of_run(args.run, opts, "torchvision"), args.formats, folder)
         torch.set_grad_enabled(False)
         for short_side, count in itertools.product(SHORT_SIDES, BATCHES):
             images = list(networks_inputs(paths, short_side, detector.cfg.INPUT.FORMAT))

@@ -45,8 +45,12 @@ def compare(benchmark, name, model, unguided, peer_name, peer, image):
         f"{name}, optimized, bfloat16": lambda: optimized_bfloat16(inputs),
         **{other: lambda function=function: function(inputs) for other, function in unguided.items()},
         peer_name: lambda: peer(unit),
-        f"{peer_name}, bfloat16": in_bfloat16,
     }
+    # Elsewhere it takes minutes.
+    if any("bf16" in name for name in harness.instruction_sets()):
+        functions[f"{peer_name}, bfloat16"] = in_bfloat16
+    else:
+        print(f"{peer_name}, bfloat16: left out, as the processor does not multiply in it")
     with tempfile.TemporaryDirectory() as folder:
         for runtime, function in runtimes.of_torchvision(peer, unit[0], folder).items():
             functions[f"{peer_name}, {runtime}"] = function

@@ -23,7 +23,7 @@ BENCHMARKS = {
     "training_step": {"GA-RPN", "GA-RPN without conv", "torchvision RPN"},
     "inference": {
         *("GA-Faster R-CNN", "GA-Faster R-CNN, optimized", "GA-Faster R-CNN, optimized, bfloat16", "Faster R-CNN"),
-        *("torchvision Faster R-CNN", "torchvision Faster R-CNN, bfloat16", "torchvision Faster R-CNN, ONNX Runtime"),
+        *("torchvision Faster R-CNN", "torchvision Faster R-CNN, ONNX Runtime"),
         *("ScopeNet", "ScopeNet, optimized", "torchvision FCOS", "torchvision FCOS, ONNX Runtime"),
     },
 }
