@@ -115,7 +115,10 @@ def programs(detector, formats, folder):
             functions[format] = torch._inductor.aoti_load_package(str(path))
         else:
             for name, opened in runtimes.installed().items():
-                functions[f"onnx, {name}"] = in_runtime(opened, path)
+                try:
+                    functions[f"onnx, {name}"] = in_runtime(opened, path)
+                except ConfigError as error:
+                    print(f"{error}: left out")
     return functions, stride
 
 

@@ -5,10 +5,13 @@ For benchmarks alone: ``pip install 'ga_scope[bench]'``. A runtime that is not i
 
 import functools
 import importlib.util
+import re
 import warnings
 from pathlib import Path
 
 import torch
+
+from ga_scope.errors import ConfigError
 
 
 def onnx_runtime(path):
@@ -23,10 +26,19 @@ def onnx_runtime(path):
 
 
 def openvino(path):
-    """Likewise."""
-    from openvino import Core, convert_model
+    """Likewise.
 
-    model = convert_model(path)
+    Raises:
+        ConfigError: OpenVINO lacks an operator: it has no DeformConv.
+    """
+    from openvino import Core, convert_model
+    from openvino.frontend import OpConversionFailure
+
+    try:
+        model = convert_model(path)
+    except OpConversionFailure as error:
+        missing = re.findall(r"No conversion rule found for operations: (.+)", str(error))
+        raise ConfigError(f"OpenVINO: has no {', '.join(missing) or error}") from error
     compiled = Core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
     return lambda *inputs: [*compiled(list(inputs)).values()]
 
