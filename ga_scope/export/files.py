@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 
 import torch
@@ -63,8 +64,7 @@ def describe(detector: Detector, program: Program) -> dict:
 
 
 def read_description(path) -> dict:
-    """Of a file that :func:`export` wrote as pt2 or onnx; an AOTInductor package has it in its loader's metadata, where
-    lists are lines.
+    """Of a file that :func:`export` wrote.
 
     Raises:
         ConfigError: the file has none.
@@ -73,12 +73,22 @@ def read_description(path) -> dict:
         import onnx
 
         found = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
-    else:
+    elif (found := _metadata_of_package(path)) is None:
         found = {KEY: ""}
         torch.export.load(path, extra_files=found)
     if not found.get(KEY):
         raise ConfigError(f"{path}: expected a file that tools/export.py wrote, got one without a description")
     return json.loads(found[KEY])
+
+
+def _metadata_of_package(path) -> dict | None:
+    """Of an AOTInductor package, without loading what it has compiled; None of another file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as package:
+        names = [name for name in package.namelist() if "/aotinductor/" in name and name.endswith("_metadata.json")]
+        parts = [json.loads(package.read(name)) for name in names]
+    return {key: value for part in parts for key, value in part.items()} if parts else None
 
 
 def _needs(*modules: str):
@@ -97,9 +107,9 @@ def write_pt2(program: Program, exported: ExportedProgram, description: dict, pa
 def write_aoti(program: Program, exported: ExportedProgram, description: dict, path: Path):
     from torch._inductor import aoti_compile_and_package
 
-    # Strings, that a C++ program needs no more to read than they are: lists line by line.
+    # And for a C++ program strings, that it needs no more to read than they are: lists line by line.
     lines = {key: "\n".join(map(str, v)) if isinstance(v, list) else str(v) for key, v in description.items()}
-    options = {"aot_inductor.metadata": lines}
+    options = {"aot_inductor.metadata": lines | {KEY: json.dumps(description)}}
     aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
 
 

@@ -134,7 +134,7 @@ def test_a_compiled_package_in_a_program_without_python(pictures, tmp_path):
     inputs = types.SimpleNamespace(MIN_SIZE_TEST=160, MAX_SIZE_TEST=250, FORMAT="BGR")
     names = NAMES[:CLASSES]
     detector = types.SimpleNamespace(model=copy.deepcopy(model), cfg=types.SimpleNamespace(INPUT=inputs), classes=names)
-    export(detector, "aoti", path)
+    assert export(detector, "aoti", path) == read_description(path)
     build = tmp_path / "build"
     configure = ["cmake", "-S", ROOT / "examples" / "cpp", "-B", build, f"-DTORCH={os.path.dirname(torch.__file__)}"]
     for command in (configure, ["cmake", "--build", build]):
