@@ -34,7 +34,7 @@ def test_the_stand_in_is_simulated(stand_in):
     "file, selected",
     [
         ("ops/test_deform_conv.py", "test"),
-        ("ops/test_masked_conv.py", "test"),
+        pytest.param("ops/test_masked_conv.py", "test", marks=pytest.mark.long),
         ("ops/test_matching.py", "test"),
         ("ops/test_nms.py", "test"),
         pytest.param("ops/test_wide_convolution.py", "test", marks=pytest.mark.long),
