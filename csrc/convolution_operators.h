@@ -34,9 +34,10 @@ struct ConvolutionOperators {
     return Backward(args, conv, grad_output, want_input, want_weight);
   }
 
-  static Tensors deform_conv2d(Tensors input, Tensors offset, Tensor weight, std::optional<Tensor> bias, OptionalTensors mask,
-                               std::optional<Tensor> offset_weight, std::optional<Tensor> locations, Sizes stride,
-                               Sizes padding, Sizes dilation, int64_t groups, int64_t offset_groups, bool allow_tf32) {
+  static Tensors deform_conv2d(Tensors input, Tensors offset, Tensor weight, std::optional<Tensor> bias,
+                               OptionalTensors mask, std::optional<Tensor> offset_weight,
+                               std::optional<Tensor> locations, Sizes stride, Sizes padding, Sizes dilation,
+                               int64_t groups, int64_t offset_groups, bool allow_tf32) {
     check(offset_groups >= 1, "deform_conv2d", "offset_groups", "at least 1", offset_groups);
     return forward(ConvolutionArguments{.op = "deform_conv2d",
                                         .input = input,
