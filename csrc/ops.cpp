@@ -48,4 +48,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ga_scope, m) {
       "float cell_offset, bool rounded) -> Tensor");
   // Boxes (B, K, 4), the best of each batch entry first: which survive. Of a fixed size, unlike a list of survivors.
   m.def("nms_mask(Tensor boxes, Tensor? groups, Tensor? valid, float iou_threshold) -> Tensor");
+  // Boxes (R, 4) of images (R,), pooled from maps (num_images, C, height, width) that are `scale` of the boxes' size.
+  m.def(
+      "roi_align_backward(Tensor grad_output, Tensor boxes, Tensor images, float scale, int sampling_ratio, "
+      "SymInt num_images, SymInt height, SymInt width) -> Tensor");
 }

@@ -5,7 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from ..ops import iou_match
 from .box_coding import BoxCoder, clip_to_sizes
@@ -13,6 +12,7 @@ from .inference import select_detections
 from .layers import full
 from .losses import positives_per_process, smooth_l1_loss
 from .results import Detections, Proposals, size_tensor
+from .roi_align import roi_align
 from .sampling import IGNORED, NEGATIVE, POSITIVE, sample_labels
 from .targets import Targets, needed
 
@@ -41,16 +41,14 @@ class Pooler(nn.Module):
 
     def forward(self, features: list[Tensor], boxes: Tensor, images: Tensor) -> Tensor:
         """(R, channels, resolution, resolution) of boxes (R, 4) of images (R,)."""
-        rois = torch.cat([images[:, None].to(boxes.dtype), boxes], 1)
         levels = self._levels(boxes)
         # In float32: bfloat16 would round a box's corners to one, two or four pixels.
-        pooled = boxes.new_zeros(rois.shape[0], features[0].shape[1], self.resolution, self.resolution)
+        pooled = boxes.new_zeros(boxes.shape[0], features[0].shape[1], self.resolution, self.resolution)
         for level, (feature, stride) in enumerate(zip(features, self.strides)):
             chosen = (levels == level).nonzero()[:, 0]
-            part = roi_align(
-                feature.to(boxes.dtype), rois[chosen], self.resolution, 1 / stride, self.sampling_ratio, aligned=True
-            )
-            pooled = pooled.index_put((chosen,), part)
+            feature = feature.to(boxes.dtype)
+            part = roi_align(feature, boxes[chosen], images[chosen], self.resolution, 1 / stride, self.sampling_ratio)
+            pooled = pooled.index_put_((chosen,), part)
         return pooled.to(features[0].dtype)
 
     def _levels(self, boxes):

@@ -264,6 +264,15 @@ def raw_call():
         groups = torch.randint(-(2**63), 2**63 - 1, (batch, count)) if random.random() < 0.5 else None
         return [spoil_numbers(boxes), groups, torch.rand(batch, count) < 0.8, random.choice([0.0, 0.5, 1.0])]
 
+    def pooled():
+        count, images = random.choice([0, 1, 5]), random.choice([1, 1, 2, *BAD_INTEGERS])
+        boxes = spoil_numbers(random_boxes(count, (40, 50)).float())
+        of_images = torch.randint(-1 if random.random() < 0.1 else 0, 2, (count,))
+        scale = random.choice([0.25, 1.0, *BAD_NUMBERS])
+        bins = random.choice([0, 1, 3]), random.choice([1, 2])
+        sampling = random.choice([0, 1, 2, *BAD_INTEGERS])
+        return [torch.randn(count, 3, *bins), boxes, of_images, scale, sampling, images, integers(), integers()]
+
     calls = (
         (OPS.deform_conv2d, [*deformed, None, None, None, locations, *settings, integers(), False]),
         (
@@ -276,6 +285,7 @@ def raw_call():
         (OPS.iou_match, [*some(), *some(), *some(), 0.5, 0.0]),
         (OPS.location_targets, [*some(), *some(), *levels, 8.0, 0.2, 0.5, 0.5, random.random() < 0.5]),
         (OPS.nms_mask, suppression()),
+        (OPS.roi_align_backward, pooled()),
     )
     operator, arguments = random.choice(calls)
     return operator, [maybe(a) for a in arguments]

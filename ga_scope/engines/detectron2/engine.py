@@ -11,6 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import COCOEvaluator
+from detectron2.layers import ROIAlign
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -35,6 +36,7 @@ from ...config import PRECOMPUTED, SCHEMA, get
 from ...data.catalog import registered_datasets
 from ...errors import ConfigError
 from ...modeling.results import Results
+from ...modeling.roi_align import roi_align
 from ..base import Batch, Engine, output_folder
 from .data import TrainMapper, find_dataset, register
 from .meta_arch import OneStageDetector
@@ -79,6 +81,7 @@ class Detectron2Engine(Engine):
         for module in model.modules():
             if isinstance(module, ROIPooler):
                 module.register_forward_pre_hook(pool_in_float32)
+                use_fast_gradient(module)
         return model
 
     def named_state(self, model):
@@ -172,6 +175,20 @@ def pool_in_float32(pooler, inputs):
     """ROIAlign gives boxes the features' type, and bfloat16 would round their corners to one, two or four pixels."""
     features, *boxes = inputs
     return [feature.float() for feature in features], *boxes
+
+
+class FastROIAlign(ROIAlign):
+    """ROIAlignV2 with the project's gradient."""
+
+    def forward(self, input, rois):
+        boxes, images = rois[:, 1:].to(input.dtype), rois[:, 0].long()
+        return roi_align(input, boxes, images, self.output_size, self.spatial_scale, self.sampling_ratio)
+
+
+def use_fast_gradient(pooler):
+    for level, old in enumerate(pooler.level_poolers):
+        if type(old) is ROIAlign and old.aligned:
+            pooler.level_poolers[level] = FastROIAlign(old.output_size, old.spatial_scale, old.sampling_ratio)
 
 
 def as_detectron2(x: dict) -> dict:
