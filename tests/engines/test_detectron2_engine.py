@@ -224,6 +224,33 @@ def test_boxes_are_not_pooled_in_bfloat16():
         assert torch.equal(pooler(features, boxes), expected)
 
 
+def test_pooling_has_detectron2s_gradient():
+    """From the project's kernel: of Mask R-CNN's two poolers, too."""
+    from detectron2.modeling.poolers import ROIPooler
+    from detectron2.structures import Boxes
+
+    from ga_scope.engines.detectron2.engine import FastROIAlign
+
+    model, _ = build(["MODEL.MASK_ON", "True"])
+    for pooler in (model.roi_heads.box_pooler, model.roi_heads.mask_pooler):
+        levels = pooler.level_poolers
+        size, scales, ratio = levels[0].output_size, [level.spatial_scale for level in levels], levels[0].sampling_ratio
+        theirs = ROIPooler(size, scales, ratio, "ROIAlignV2")
+        boxes = [
+            Boxes(torch.cat([corner := torch.rand(n, 2) * 300, corner + torch.rand(n, 2) * 300], 1)) for n in (40, 3)
+        ]
+        features = [torch.randn(2, 16, int(400 * scale), int(400 * scale)) for scale in scales]
+        weight = torch.randn(43, 16, *size)
+        gradients = []
+        for each in (pooler, theirs):
+            leaves = [feature.clone().requires_grad_() for feature in features]
+            (each(leaves, boxes) * weight).sum().backward()
+            gradients.append([leaf.grad for leaf in leaves])
+        assert all(type(level) is FastROIAlign for level in levels)
+        for ours, expected in zip(*gradients):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["ga_faster_rcnn", "scopenet", "ga_retinanet"])
 def test_amp_on_a_gpu(name, shapes, tmp_path):
