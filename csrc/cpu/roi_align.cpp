@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -124,11 +125,18 @@ Tensor roi_align_backward(Tensor grad_output, Tensor boxes, Tensor images, doubl
   boxes = torch::stable::contiguous(boxes);
   images = torch::stable::contiguous(images);
   const int64_t* image = static_cast<const int64_t*>(images.data_ptr());
-  std::vector<std::vector<int64_t>> boxes_of(num_images);
   for (int64_t r = 0; r < count; ++r) {
     check(image[r] >= 0 && image[r] < num_images, op, "images", text("numbers from 0 to ", num_images - 1), image[r]);
-    boxes_of[image[r]].push_back(r);
   }
+  std::vector<int64_t> order(count);  // by image
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return image[a] < image[b]; });
+  std::vector<int64_t> starts;  // in `order`, of the images that have boxes, and its end
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == 0 || image[order[i]] != image[order[i - 1]]) starts.push_back(i);
+  }
+  const int64_t groups = static_cast<int64_t>(starts.size());
+  starts.push_back(count);
   Tensor grad_input = torch::stable::new_zeros(grad_output, {num_images, channels, height, width});
   const auto run = [&]<class Real>(Real) {
     const Real* corners = static_cast<const Real*>(boxes.data_ptr());
@@ -156,14 +164,15 @@ Tensor roi_align_backward(Tensor grad_output, Tensor boxes, Tensor images, doubl
     // A plane of an image is one thread's, so that the sums do not depend on how many there are.
     constexpr int64_t kChannels = 8;
     const int64_t blocks = ceil_div(channels, kChannels);
-    parallel(num_images * blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel(groups * blocks, 1, [&](int64_t begin, int64_t end) {
       std::vector<Real> row(width);
       for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t n = unit / blocks, from = unit % blocks * kChannels, to = std::min(from + kChannels, channels);
-        for (int64_t r : boxes_of[n]) {
-          for (int64_t c = from; c < to; ++c) {
+        const int64_t group = unit / blocks, from = unit % blocks * kChannels;
+        for (int64_t i = starts[group]; i < starts[group + 1]; ++i) {
+          const int64_t r = order[i];
+          for (int64_t c = from; c < std::min(from + kChannels, channels); ++c) {
             add_gradient(*weights[r], gradients + (r * channels + c) * bins_y * bins_x,
-                         result + (n * channels + c) * height * width, width, row.data());
+                         result + (image[r] * channels + c) * height * width, width, row.data());
           }
         }
       }
