@@ -33,7 +33,6 @@ def compare(benchmark, name, model, unguided, peer_name, peer, image):
     """A detector of this project, another that is its baseline or none, and torchvision's."""
     inputs, unit = [{"image": image}], [image / 255]
     optimized = optimize_for_inference(model)
-    optimized_bfloat16 = optimize_for_inference(model, dtype=torch.bfloat16)
 
     def in_bfloat16():
         with torch.autocast("cpu", torch.bfloat16):
@@ -42,15 +41,16 @@ def compare(benchmark, name, model, unguided, peer_name, peer, image):
     functions = {
         name: lambda: model(inputs),
         f"{name}, optimized": lambda: optimized(inputs),
-        f"{name}, optimized, bfloat16": lambda: optimized_bfloat16(inputs),
         **{other: lambda function=function: function(inputs) for other, function in unguided.items()},
         peer_name: lambda: peer(unit),
     }
-    # Elsewhere it takes minutes.
-    if any("bf16" in name for name in harness.instruction_sets()):
+    # Elsewhere it takes minutes, except on the tests' tiny images.
+    if harness.TINY or any("bf16" in name for name in harness.instruction_sets()):
+        optimized_bfloat16 = optimize_for_inference(model, dtype=torch.bfloat16)
+        functions[f"{name}, optimized, bfloat16"] = lambda: optimized_bfloat16(inputs)
         functions[f"{peer_name}, bfloat16"] = in_bfloat16
     else:
-        print(f"{peer_name}, bfloat16: left out, as the processor does not multiply in it")
+        print(f"{name}, bfloat16: left out, as the processor does not multiply in it")
     with tempfile.TemporaryDirectory() as folder:
         for runtime, function in runtimes.of_torchvision(peer, unit[0], folder).items():
             functions[f"{peer_name}, {runtime}"] = function
