@@ -49,12 +49,15 @@ scopenet-demo: install
 	$(PY) tools/visualize.py --config-file $(SCOPENET_CONFIG) --limit 20 --score-thresh 0.3 \
 	  --dataset shapes_4000_val --output $(SCOPENET_DEMO)/pictures MODEL.WEIGHTS $(SCOPENET_DEMO)/model_final.pth
 
-# A process per core, up to eight; files whole, since their tests share what they train and build.
+# A process per core, up to eight; files whole, since their tests share what they train and build, in their order: by
+# default those of many tests come first, and the last are of few that take long.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 test: install
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --durations 15
+	$(PY) $(PYTEST) --durations 15
 
 test-all: install
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --long
+	$(PY) $(PYTEST) --long
 
 bench: install
 	$(PY) -m benchmarks --csv output/bench.csv

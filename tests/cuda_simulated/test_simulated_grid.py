@@ -33,7 +33,7 @@ def test_the_stand_in_is_simulated(stand_in):
 @pytest.mark.parametrize(
     "file, selected",
     [
-        ("ops/test_deform_conv.py", "test"),
+        pytest.param("ops/test_deform_conv.py", "test", marks=pytest.mark.long),
         pytest.param("ops/test_masked_conv.py", "test", marks=pytest.mark.long),
         ("ops/test_matching.py", "test"),
         ("ops/test_nms.py", "test"),
