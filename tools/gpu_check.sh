@@ -139,7 +139,7 @@ else
 fi
 
 # The operators against their definitions and torchvision: gradcheck, shapes, dtypes, layouts.
-step operators 150 "$python" "${gpu_tests[@]}" tests/ops --ignore tests/ops/test_gpu.py
+step operators 240 "$python" "${gpu_tests[@]}" tests/ops --ignore tests/ops/test_gpu.py
 
 # Short trainings with bfloat16 autocast, on generated shapes.
 need tools/make_shapes.py train_net.py configs/shapes/ga_faster_rcnn_R_18_FPN.yaml configs/shapes/scopenet_R_18_FPN.yaml

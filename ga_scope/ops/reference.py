@@ -124,10 +124,11 @@ def best_for_of_matrix(overlap, low_quality_from=0.0, min_iou=0.0):
 def viou(centers, boxes, shapes):
     """Eq. 5 by enumeration: the maximum over ``shapes`` (S, 2) of the IoU of an anchor of that shape at each
     of ``centers`` (L, 2) with each box: (L, G)."""
-    best = centers.new_zeros(len(centers), len(boxes))
-    for shape in shapes:
-        anchors = torch.cat([centers - shape / 2, centers + shape / 2], 1)
-        best = torch.maximum(best, box_iou(anchors, boxes))
+    best, centers = centers.new_zeros(len(centers), len(boxes)), centers[:, None]
+    for part in shapes.split(64):  # a thousand at once would not fit
+        anchors = torch.cat([centers - part / 2, centers + part / 2], 2)
+        overlap = box_iou(anchors.flatten(0, 1), boxes).unflatten(0, anchors.shape[:2])
+        best = torch.maximum(best, overlap.amax(1))
     return best
 
 
