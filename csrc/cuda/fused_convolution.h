@@ -29,7 +29,7 @@ struct FusedConvolution {
   static constexpr int kRowsAtOnce = kProducers / kVectorsPerRow;                    // of a producer's vectors
   static constexpr int kVectors = kTileRows / kRowsAtOnce, kAhead = 4;  // a producer's, of a step; under way
   // Barriers.
-  static constexpr int kReady = 1, kAmongProducers = 2, kFull = 3, kEmpty = kFull + kMostStages;
+  static constexpr int kAmongProducers = 1, kFull = 2, kEmpty = kFull + kMostStages;
   static_assert(kTileRows <= kProducers && kVectors >= kAhead && kEmpty + kMostStages <= 16);
   using Stage = TileStage<kTileRows>;
   using Vector = Numbers<T, kNumbers>;
@@ -77,12 +77,10 @@ struct FusedConvolution {
     if (block.thread() == 0) shared.place = place_of(block.index());
     block.sync();
     if (block.thread() < kConsumers) {
-      set_bias(shared, block.thread());
-      block.sync(kReady, kThreads);
+      set_bias(shared, block.thread());  // all threads' is there, and so are the rows, when the first stage is full
       consume(block, shared);
     } else {
       const Producer<Block> producer(*this, block, shared);
-      block.arrive(kReady, kThreads);
       view.deformed ? producer.gather() : producer.copy();
     }
   }
