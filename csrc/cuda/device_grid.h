@@ -161,8 +161,8 @@ struct DeviceBlock {
     __syncwarp();
 #endif
   }
-  // Threads that wait for one barrier wait at one place of the code (PTX: bar.sync is barrier.sync.aligned): where roles
-  // differ, one arrives and the other waits.
+  // Threads that wait for one barrier wait at one place of the code (PTX: bar.sync is barrier.sync.aligned): where
+  // roles differ, one arrives and the other waits.
   __device__ __forceinline__ void sync(int barrier, int threads) const {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
