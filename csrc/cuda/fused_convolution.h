@@ -81,6 +81,7 @@ struct FusedConvolution {
       consume(block, shared);
     } else {
       const Producer<Block> producer(*this, block, shared);
+      block.sync(kAmongProducers, kProducers);  // the rows are each other's
       view.deformed ? producer.gather() : producer.copy();
     }
   }
@@ -158,12 +159,12 @@ struct FusedConvolution {
       SampleCursor later(*this);
       int tap = first_tap;
       Pointer<const T> weight = first_weight();
+      Pointer<const T> channels[kVectors];  // of the step that is loaded
+      GA_UNROLL for (int i = 0; i < kVectors; ++i) channels[i] = image_of(i) + first_chunk * kChunk;
       for (int s = 0; s < 2 && s < place.steps; ++s, later.advance(*this)) {
         if (wanted(s, later)) later.locate(*this, s == 0 ? slots.here : slots.next, later.read(*this));
       }
       block.sync(kAmongProducers, kProducers);
-      Pointer<const T> channels[kVectors];  // of the step that is loaded
-      GA_UNROLL for (int i = 0; i < kVectors; ++i) channels[i] = image_of(i) + first_chunk * kChunk;
       // A sample is read from shared memory a vector before it is used: for the pixels to load, and their weights.
       Vector pixel[kAhead][4];
       GA_UNROLL for (int i = 0; i < kAhead; ++i) load(pixel[i], channels[i], pixels_of(slots.here, i));

@@ -14,7 +14,8 @@ NO_ADAPTION = {GA + "ADAPTION.OFFSETS": "none"}
 
 RPN = Run("rpn", "rpn")
 GA_RPN = Run("ga_rpn", "ga_rpn")
-LOCATION_ONLY = Run("ga_rpn_L", "ga_rpn", {GA + "SHAPE.ENABLED": False, **NO_ADAPTION, **AS_RPN})
+NO_SHAPES = {GA + "SHAPE.ENABLED": False, GA + "SHAPE.RATIOS": (0.5, 1.0, 2.0)}  # nothing reads others
+LOCATION_ONLY = Run("ga_rpn_L", "ga_rpn", NO_SHAPES | NO_ADAPTION | AS_RPN)
 SHAPE_ONLY = Run("ga_rpn_S", "ga_rpn", {GA + "LOCATION.ENABLED": False, **NO_ADAPTION})
 NO_FA = Run("ga_rpn_LS", "ga_rpn", NO_ADAPTION)
 CENTERS = {GA + "SHAPE.PREDICT_CENTER": True}
