@@ -87,6 +87,15 @@ def test_tables_on_photos(tmp_path):
         assert f"Measured on {name} with the torchvision engine. Percent" in text and "paper" not in text
 
 
+@pytest.mark.parametrize("dataset", ["bccd", "neu_det"])
+def test_table_4_on_photos(dataset, tmp_path):
+    """Its rows switch parts off, whose keys a dataset's configuration may have set."""
+    suite, engine = Suite(dataset, tmp_path, "torchvision"), get_engine("torchvision")
+    for row in tables()["4"].rows:
+        config, opts = opts_of(suite, row.run)
+        engine.setup(str(ROOT / config), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *opts])
+
+
 def test_needed_runs_come_first(tmp_path):
     order = [run.name for run, _ in ordered_runs(tables()["3"].rows, [0])]
     for before, after in (
