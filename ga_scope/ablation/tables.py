@@ -14,7 +14,8 @@ NO_ADAPTION = {GA + "ADAPTION.OFFSETS": "none"}
 
 RPN = Run("rpn", "rpn")
 GA_RPN = Run("ga_rpn", "ga_rpn")
-NO_SHAPES = {GA + "SHAPE.ENABLED": False, GA + "SHAPE.RATIOS": (0.5, 1.0, 2.0)}  # the default: without shapes no key reads them
+# Without shapes nothing reads ratios, so that they must be the default's.
+NO_SHAPES = {GA + "SHAPE.ENABLED": False, GA + "SHAPE.RATIOS": (0.5, 1.0, 2.0)}
 LOCATION_ONLY = Run("ga_rpn_L", "ga_rpn", NO_SHAPES | NO_ADAPTION | AS_RPN)
 SHAPE_ONLY = Run("ga_rpn_S", "ga_rpn", {GA + "LOCATION.ENABLED": False, **NO_ADAPTION})
 NO_FA = Run("ga_rpn_LS", "ga_rpn", NO_ADAPTION)
